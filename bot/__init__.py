@@ -1,0 +1,1 @@
+"""Agent Conductor: a self-hosted GitHub App that turns labels and comments into pull requests."""

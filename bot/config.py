@@ -1,0 +1,292 @@
+"""The server's settings: ``conductor.toml`` and ``CONDUCTOR_*`` variables, the variables first.
+
+A setting has one name: ``SLOTS`` is ``CONDUCTOR_SLOTS`` in the environment and ``slots`` in the file. A name
+that we do not know is an error, so that a typing mistake never silently means a default.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from bot.errors import ConfigurationError
+
+ENV_PREFIX = "CONDUCTOR_"
+CONFIG_FILE_VARIABLE = "CONDUCTOR_CONFIG"
+
+
+class Price(BaseModel):
+    """What a model costs, in US dollars for a million tokens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cached: float | None = Field(default=None, ge=0, description="read from cache; default: as input")
+    cache_write: float | None = Field(default=None, ge=0, description="written to cache; default: as input")
+
+
+#: List prices of the models that our default agents use. The Claude figures are those that Claude Code 2.1
+#: itself reports as `costBasis: list`; the operator's `prices` add to or replace them.
+DEFAULT_PRICES: dict[str, Price] = {
+    "claude-sonnet-4-5": Price(input=3, output=15, cached=0.30, cache_write=3.75),
+    "claude-opus-4-5": Price(input=5, output=25, cached=0.50, cache_write=6.25),
+    "claude-haiku-4-5": Price(input=1, output=5, cached=0.10, cache_write=1.25),
+    "gpt-5": Price(input=1.25, output=10, cached=0.125),
+    "gpt-5-codex": Price(input=1.25, output=10, cached=0.125),
+}
+
+
+class Settings(BaseSettings):
+    """Everything an operator may set. ``deploy/conductor.example.toml`` explains each with its default."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, nested_model_default_partial_update=False
+    )
+
+    mode: Literal["dev", "prod"] = Field("prod", description="dev: readable logs; prod: JSON logs")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    github_api_url: str = Field("https://api.github.com", description="GHES: https://HOST/api/v3")
+    github_app_id: str = Field("", description="the App's id, from its settings page")
+    github_private_key: SecretStr = Field(SecretStr(""), description="PEM text, or the path of a PEM file")
+    webhook_secret: SecretStr = Field(SecretStr(""), description="the App's webhook secret")
+
+    listen: str = Field("127.0.0.1:8000", description="host:port of the webhook server")
+    data_dir: Path = Field(Path("data"), description="database, mirrors, attempts: keep it")
+    database_url: str = Field("", description="default: SQLite in data_dir; postgresql+asyncpg://…")
+    redis_url: str = Field("", description="default: an embedded Redis in data_dir (`conductor up` only)")
+
+    host_name: str = Field(default_factory=socket.gethostname, description="unique per worker host")
+    runner: str = Field("docker", description="docker, local, or a dotted path")
+    allow_local_runner: bool = Field(False, description="the local runner isolates nothing: agree to that")
+    slots: int = Field(2, ge=1, le=1000, description="attempts at once on this host")
+    lease_seconds: int = Field(60, ge=10, description="a host silent for this long loses its attempts")
+
+    default_agent: str = Field("claude", description="for the plain label and commands that name none")
+    agents: tuple[str, ...] = Field(("claude", "codex", "shell"), description="agents that may be used")
+    job_timeout: int = Field(3600, ge=10, le=86400, description="seconds of wall clock for a job")
+
+    llm_anthropic_url: str = "https://api.anthropic.com"
+    llm_anthropic_key: SecretStr = SecretStr("")
+    llm_openai_url: str = "https://api.openai.com/v1"
+    llm_openai_key: SecretStr = SecretStr("")
+    models: dict[str, str] = Field(
+        default_factory=lambda: {"claude": "claude-sonnet-4-5", "codex": "gpt-5-codex"},
+        description="agent -> model, when the asker names none",
+    )
+    prices: dict[str, Price] = Field(default_factory=dict, description="model -> price; adds to the defaults")
+
+    base_image: str = Field("debian:bookworm-slim", description="what agent images are built from")
+    image_ca_bundle: Path | None = Field(None, description="PEM bundle trusted while images are built")
+    memory: str = Field("4g", pattern=r"^\d+[kmg]$", description="limit of a container")
+    cpus: float = Field(2.0, gt=0)
+    pids: int = Field(512, ge=32)
+    tmp_size: str = Field("1g", pattern=r"^\d+[kmg]$", description="size of /tmp in a container")
+    file_size: str = Field("2g", pattern=r"^\d+[kmg]$", description="largest file an agent may write")
+
+    max_changed_files: int = Field(3000, ge=1, description="more are not published")
+    max_file_bytes: int = Field(50 * 2**20, ge=1, description="a larger file is not published")
+    max_push_bytes: int = Field(200 * 2**20, ge=1, description="a larger push is refused by the gateway")
+
+    @field_validator("llm_anthropic_url", "llm_openai_url", "github_api_url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an http:// or https:// URL")
+        return value.rstrip("/")
+
+    @field_validator("listen")
+    @classmethod
+    def _listen(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("must be host:port, for example 127.0.0.1:8000")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Variables win over the file (which :func:`load_settings` hands in as init values)."""
+        return env_settings, init_settings
+
+    @property
+    def private_key_pem(self) -> str:
+        """The App's private key as PEM text, read from its file when a path was given."""
+        value = self.github_private_key.get_secret_value().strip()
+        if not value:
+            raise ConfigurationError(
+                "No GitHub App private key is configured.",
+                "Set CONDUCTOR_GITHUB_PRIVATE_KEY to the PEM text or to the path of the .pem file "
+                "that you downloaded from the App's settings page.",
+            )
+        if value.startswith("-----BEGIN"):
+            return value
+        path = Path(value).expanduser()
+        try:
+            text = path.read_text()
+        except OSError as error:
+            raise ConfigurationError(
+                f"The GitHub App private key file {str(path)!r} cannot be read: {error.strerror}.",
+                "Set CONDUCTOR_GITHUB_PRIVATE_KEY to the path of the downloaded .pem file.",
+            ) from error
+        if "-----BEGIN" not in text:
+            raise ConfigurationError(
+                f"{str(path)!r} holds no PEM key.", "Download a private key from the App's settings page."
+            )
+        return text
+
+    @property
+    def github_url(self) -> str:
+        """Where git repositories and web pages are: derived from the API's URL.
+
+        ``https://api.github.com`` -> ``https://github.com``; ``https://HOST/api/v3`` (GHES) ->
+        ``https://HOST``; ``https://api.SUB.ghe.com`` -> ``https://SUB.ghe.com``; else the same host.
+        """
+        url = self.github_api_url.removesuffix("/api/v3")
+        parts = urlsplit(url)
+        host = parts.netloc
+        if host.startswith("api.") and (host == "api.github.com" or host.endswith(".ghe.com")):
+            host = host.removeprefix("api.")
+        return f"{parts.scheme}://{host}{parts.path}"
+
+    @property
+    def sql_url(self) -> str:
+        """The SQLAlchemy URL of the database."""
+        return self.database_url or f"sqlite+aiosqlite:///{(self.data_dir / 'conductor.db').absolute()}"
+
+    @property
+    def listen_address(self) -> tuple[str, int]:
+        """Host and port to listen on."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def price_of(self, model: str) -> Price | None:
+        """The price of ``model``: its own, or that of the longest configured name that it starts with."""
+        table = DEFAULT_PRICES | self.prices
+        names = [name for name in table if model == name or model.startswith(name + "-")]
+        return table[max(names, key=len)] if names else None
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret value that must never be published, for the redactor."""
+        values = [
+            secret.get_secret_value()
+            for secret in (self.webhook_secret, self.llm_anthropic_key, self.llm_openai_key)
+        ]
+        pem = self.github_private_key.get_secret_value()
+        if pem:
+            values.append(self.private_key_pem.strip())
+        values.extend(urlsplit(url).password or "" for url in (self.redis_url, self.database_url))
+        return tuple(value for value in values if value)
+
+    def require(self, *names: Annotated[str, "setting names"]) -> None:
+        """Fail with one clear message when any of the settings ``names`` is empty."""
+        missing = []
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, SecretStr):
+                value = value.get_secret_value()
+            if not value:
+                missing.append(f"{ENV_PREFIX}{name.upper()}")
+        if missing:
+            raise ConfigurationError(
+                f"Not configured: {', '.join(missing)}.",
+                "Set the variables, or the same names in lower case in conductor.toml "
+                "(deploy/conductor.example.toml explains each).",
+            )
+
+
+def load_settings(file: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings from ``file`` (default: ``$CONDUCTOR_CONFIG`` or ``./conductor.toml``) and variables.
+
+    ``overrides`` (from command line options) win over both. Raises ConfigurationError that names every
+    wrong key and where it stands.
+    """
+    named = os.environ.get(CONFIG_FILE_VARIABLE)
+    path = file or (Path(named) if named else Path("conductor.toml"))
+    values: dict[str, Any] = {}
+    if path.exists() or file or named:
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigurationError(
+                f"The configuration file {str(path)!r} cannot be read: {error.strerror}.",
+                "Give an existing file with --config or $CONDUCTOR_CONFIG.",
+            ) from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(f"{path} is not valid TOML: {error}.") from error
+    _refuse_unknown(values, path)
+    try:
+        settings = Settings(**values)
+        if overrides:
+            # validated again as a whole; `model_copy` would skip that
+            settings = _with(settings, overrides)
+    except ValidationError as error:
+        raise ConfigurationError(_explain(error, path if values else None)) from error
+    return settings
+
+
+class _Fixed(Settings):
+    """Settings from given values alone: neither file nor environment is read."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def fixed_settings(**values: Any) -> Settings:
+    """Settings from ``values`` and defaults only (the demo and the tests: no file, no environment)."""
+    return _Fixed(**values)
+
+
+def _with(settings: Settings, overrides: dict[str, Any]) -> Settings:
+    values = {name: getattr(settings, name) for name in settings.model_fields_set}
+    return fixed_settings(**(values | overrides))
+
+
+def _refuse_unknown(values: dict[str, Any], path: Path) -> None:
+    known = set(Settings.model_fields)
+    unknown = [f"{key!r} in {path}" for key in sorted(set(values) - known)]
+    for variable in sorted(os.environ):
+        if variable.startswith(ENV_PREFIX) and variable != CONFIG_FILE_VARIABLE:
+            name = variable.removeprefix(ENV_PREFIX).lower()
+            if name not in known:
+                unknown.append(f"the variable {variable}")
+    if unknown:
+        raise ConfigurationError(
+            f"Unknown setting: {', '.join(unknown)}.",
+            "deploy/conductor.example.toml lists every setting; check the spelling.",
+        )
+
+
+def _explain(error: ValidationError, path: Path | None) -> str:
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][0]) if problem["loc"] else "?"
+        inner = ".".join(str(part) for part in problem["loc"][1:])
+        variable = f"{ENV_PREFIX}{name.upper()}"
+        where = variable if variable in os.environ else f"{name} in {path}" if path else variable
+        message = problem["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}{' (' + inner + ')' if inner else ''}: {message}")
+    return "Bad setting: " + "; ".join(lines) + "."

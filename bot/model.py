@@ -1,0 +1,261 @@
+"""The nouns of the product: jobs, attempts, turns and what is said about them. No I/O, no imports of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+class JobState(enum.StrEnum):
+    """Where a job is. The sentence after each value is what people are told."""
+
+    queued = "queued"  # accepted, waits for a free slot
+    running = "running"  # an agent works on it
+    paused = "paused"  # a human was asked
+    succeeded = "succeeded"  # done, the result is published
+    failed = "failed"  # ended without a result; phase and kind say why
+    cancelled = "cancelled"  # somebody stopped it
+    timed_out = "timed_out"  # it used up its time
+    lost = "lost"  # its host went away and could not be taken over
+
+    @property
+    def final(self) -> bool:
+        """Whether a job in this state never changes again."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES = frozenset(
+    {JobState.succeeded, JobState.failed, JobState.cancelled, JobState.timed_out, JobState.lost}
+)
+
+#: The legal moves. Everything else is refused by the store's compare-and-set.
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.queued: frozenset({JobState.running, JobState.cancelled, JobState.failed}),
+    JobState.running: frozenset(
+        {
+            JobState.paused,
+            JobState.succeeded,
+            JobState.failed,
+            JobState.cancelled,
+            JobState.timed_out,
+            JobState.lost,
+        }
+    ),
+    JobState.paused: frozenset(
+        {JobState.running, JobState.cancelled, JobState.timed_out, JobState.lost, JobState.failed}
+    ),
+    **{state: frozenset() for state in FINAL_STATES},
+}
+
+
+class Phase(enum.StrEnum):
+    """How far a running job has come; on failure, where it broke."""
+
+    policy = "policy"
+    image = "image"
+    workspace = "workspace"
+    start = "start"
+    agent = "agent"
+    publish = "publish"
+    report = "report"
+
+
+class FailureKind(enum.StrEnum):
+    """Why a job did not succeed."""
+
+    quota = "quota"  # the LLM provider refused: quota or rate limit
+    auth = "auth"  # the LLM provider or GitHub refused our credentials
+    timeout = "timeout"
+    oom = "oom"
+    crash = "crash"  # the agent's process died
+    no_result = "no_result"  # the agent ended without saying what it did
+    agent = "agent"  # the agent itself says that it failed
+    refused = "refused"  # a check refused to publish what the agent made
+    conflict = "conflict"  # the branch moved under us
+    infrastructure = "infrastructure"
+    budget = "budget"
+    configuration = "configuration"
+
+
+class TargetKind(enum.StrEnum):
+    """What a job is about."""
+
+    issue = "issue"
+    pull_request = "pull_request"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repo:
+    """A repository as GitHub names it, and the installation that lets us in."""
+
+    owner: str
+    name: str
+    id: int  # GitHub's database id: survives renames
+    installation_id: int
+
+    @property
+    def full_name(self) -> str:
+        """``owner/name``."""
+        return f"{self.owner}/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Actor:
+    """Who caused an event."""
+
+    login: str
+    id: int
+    type: str  # "User", "Bot", "Organization" as GitHub says
+
+    @property
+    def is_bot(self) -> bool:
+        """Whether GitHub says that this account is not a person."""
+        return self.type != "User"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trigger:
+    """What started a job: enough to answer it and to never start it twice."""
+
+    delivery_id: str
+    event: str  # "issues.labeled", "issue_comment.created" …
+    actor: Actor
+    comment_id: int | None = None  # the comment with the command, if there is one
+    comment_kind: str = "issue"  # "issue" or "review": which reaction endpoint it has
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What somebody asks for, before anything was decided."""
+
+    repo: Repo
+    number: int  # of the issue or pull request
+    target: TargetKind
+    trigger: Trigger
+    instructions: str  # what the asker wrote; empty for a label
+    title: str
+    body: str  # the issue's text as it was in the payload of the trigger
+    agent: str | None = None  # None: the server's default
+    model: str | None = None
+    timeout: int | None = None  # seconds
+    base: str | None = None
+    retry_of: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """Tokens and money of one or more LLM calls. ``cost`` is in US dollars, None when a price is unknown."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0  # read from the provider's cache; not part of input_tokens
+    cache_write_tokens: int = 0
+    requests: int = 0
+    cost: float | None = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        cost = None if self.cost is None or other.cost is None else self.cost + other.cost
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            cache_write_tokens=self.cache_write_tokens + other.cache_write_tokens,
+            requests=self.requests + other.requests,
+            cost=cost,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One piece of accepted work. Values only; the store keeps the truth."""
+
+    id: str
+    repo: Repo
+    number: int
+    target: TargetKind
+    trigger: Trigger
+    agent: str
+    model: str | None
+    instructions: str
+    title: str
+    body: str
+    timeout: int  # seconds of wall clock for the whole job
+    state: JobState
+    created_at: datetime
+    base: str | None = None  # branch asked for; None: default branch, or the pull request's own branch
+    retry_of: str | None = None
+    fence: int = 0  # number of the newest attempt; an older one must not publish
+    phase: Phase | None = None
+    failure: FailureKind | None = None
+    message: str = ""  # the sentence for the user when it ended
+    summary: str = ""  # what the agent says it did
+    branch: str | None = None  # the branch that we push
+    base_sha: str | None = None
+    head_sha: str | None = None  # the commit that was published
+    pull_number: int | None = None
+    comment_id: int | None = None  # the sticky comment
+    check_run_id: int | None = None
+    cancel_requested_by: str | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    usage: Usage = dataclasses.field(default_factory=Usage)
+
+    def evolve(self, **changes: Any) -> Job:
+        """A copy with ``changes``."""
+        return dataclasses.replace(self, **changes)
+
+    def log_context(self) -> dict[str, object]:
+        """What every log line about this job carries."""
+        return {"job": self.id, "repo": self.repo.full_name, "number": self.number}
+
+    @property
+    def thread_id(self) -> str:
+        """The conversation this job belongs to: one per issue or pull request."""
+        return f"{self.repo.id}-{self.number}"
+
+
+class AttemptState(enum.StrEnum):
+    """Where one try at a job is."""
+
+    starting = "starting"  # claimed, its container is not running yet
+    running = "running"  # its container runs
+    publishing = "publishing"  # the agent is done; the result is on this host's disk
+    ended = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One try at a job on one host. ``fence`` is its number: the job's newest number wins."""
+
+    id: str  # "<job id>-<fence>": also the container's name and label
+    job_id: str
+    fence: int
+    host: str
+    state: AttemptState
+    claimed_at: datetime
+    deadline: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What the agent says about its work, from its ``<result>`` block."""
+
+    status: str  # "done", "failed" or "blocked"
+    title: str = ""
+    summary: str = ""
+
+
+def job_id_for(delivery_id: str, ordinal: int = 0) -> str:
+    """The id of the job that a delivery starts: the same delivery never makes two jobs."""
+    digest = hashlib.sha256(f"{delivery_id}/{ordinal}".encode()).hexdigest()
+    return f"j{digest[:12]}"
+
+
+def attempt_id(job_id: str, fence: int) -> str:
+    """The id, container name and label of attempt number ``fence``."""
+    return f"{job_id}-{fence}"

@@ -1,0 +1,1 @@
+"""What GitHub events mean to us: one behaviour a module, each with its own router."""
