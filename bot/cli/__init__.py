@@ -1,0 +1,1 @@
+"""The `conductor` commands, one module each."""

@@ -1,0 +1,169 @@
+"""The tables. SQL is the truth about deliveries, jobs, attempts, turns and threads; Redis may be lost."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC. SQLite has no time zones, so they are dropped and put back here."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive datetimes: they mean a different moment on every machine."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("naive datetime")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the time zone back."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(80), primary_key=True),  # X-GitHub-Delivery: a redelivery has the same one
+    Column("event", String(60), nullable=False),
+    Column("action", String(60)),
+    Column("installation_id", BigInteger),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # the raw JSON, deflated
+    Column("state", String(12), nullable=False),  # received, done, failed
+    Column("tries", Integer, nullable=False, default=0),
+    Column("error", Text),
+    Column("finished_at", UtcDateTime),
+    Index("ix_deliveries_state_received_at", "state", "received_at"),
+)
+
+threads = Table(
+    "threads",
+    metadata,
+    Column("id", String(60), primary_key=True),  # "<repository id>-<number>"
+    Column("agent", String(60), primary_key=True),
+    Column("session_id", String(80)),  # what the agent calls its session; resume needs it
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("repo_id", BigInteger, nullable=False),
+    Column("repo_owner", String(120), nullable=False),
+    Column("repo_name", String(120), nullable=False),
+    Column("installation_id", BigInteger, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("target", String(20), nullable=False),
+    Column("trigger", JSON, nullable=False),
+    Column("agent", String(60), nullable=False),
+    Column("model", String(120)),
+    Column("instructions", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("timeout", Integer, nullable=False),
+    Column("base", String(250)),
+    Column("retry_of", String(40)),
+    Column("state", String(12), nullable=False),
+    Column("fence", Integer, nullable=False, default=0),
+    Column("phase", String(12)),
+    Column("failure", String(20)),
+    Column("message", Text, nullable=False, default=""),
+    Column("summary", Text, nullable=False, default=""),
+    Column("branch", String(250)),
+    Column("base_sha", String(64)),
+    Column("head_sha", String(64)),
+    Column("pull_number", Integer),
+    Column("comment_id", BigInteger),
+    Column("check_run_id", BigInteger),
+    Column("cancel_requested_by", String(120)),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("reported", String(12)),  # the state that GitHub was last told; differs: to be reported again
+    Column("input_tokens", BigInteger, nullable=False, default=0),
+    Column("output_tokens", BigInteger, nullable=False, default=0),
+    Column("cached_tokens", BigInteger, nullable=False, default=0),
+    Column("cache_write_tokens", BigInteger, nullable=False, default=0),
+    Column("llm_requests", Integer, nullable=False, default=0),
+    Column("cost", Float, default=0.0),
+    Index("ix_jobs_state", "state"),
+    Index("ix_jobs_repo_id_number", "repo_id", "number"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("id", String(60), primary_key=True),
+    Column("job_id", String(40), ForeignKey("jobs.id"), nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("host", String(120), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("claimed_at", UtcDateTime, nullable=False),
+    Column("deadline", UtcDateTime, nullable=False),
+    Column("ended_at", UtcDateTime),
+    Index("ix_attempts_host_state", "host", "state"),
+    Index("ix_attempts_job_id", "job_id"),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("attempt_id", String(60), ForeignKey("attempts.id"), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("prompt", Text, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("finished_at", UtcDateTime),
+    Column("outcome", JSON),
+)
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("name", String(120), primary_key=True),
+    Column("slots", Integer, nullable=False),
+    Column("started_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
+#: Things said once to somebody (a polite refusal), so that they are not said again.
+answers = Table(
+    "answers",
+    metadata,
+    Column("key", String(200), primary_key=True),
+    Column("said_at", UtcDateTime, nullable=False),
+)
