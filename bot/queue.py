@@ -21,7 +21,6 @@ QUEUE_NAME = "conductor"
 #: What RQ imports and calls on the worker host, with the job's id.
 ENTRY = "runners.worker.take"
 REDIS_TIMEOUT = 5  # seconds for one command
-WAKE_CHANNEL = "conductor:wake"
 
 
 def connect(url: str, *, blocking_for: float = 0) -> Redis:
@@ -41,7 +40,7 @@ def connect(url: str, *, blocking_for: float = 0) -> Redis:
 
 
 class Dispatcher:
-    """Puts job ids where the worker hosts find them, and wakes hosts up about running ones."""
+    """Puts job ids where the worker hosts find them."""
 
     def __init__(self, url: str) -> None:
         self._redis = connect(url)
@@ -62,13 +61,6 @@ class Dispatcher:
         # RQ's own `unique` asks for the job's hash, which a killed worker leaves behind: ask the list itself
         if self._redis.lpos(self._queue.key, job_id) is None:
             self._queue.enqueue(ENTRY, job_id, job_id=job_id, result_ttl=0, failure_ttl=60, job_timeout=60)
-
-    async def wake(self, job_id: str) -> None:
-        """Tell the host that runs the job to look at it now. Best effort: hosts look by themselves, too."""
-        try:
-            await asyncio.to_thread(self._redis.publish, WAKE_CHANNEL, job_id)
-        except RedisError as error:
-            raise _unreachable(error) from error
 
     async def waiting(self) -> int:
         """How many ids wait in Redis."""

@@ -1,0 +1,96 @@
+"""What a GitHub webhook says, dug out of its payload once, here.
+
+Payload shapes: https://docs.github.com/en/webhooks/webhook-events-and-payloads. Keys that GitHub may leave out
+are read as absent; a payload without what an event of ours must have is :class:`NotForUs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bot.model import Actor, Repo, TargetKind
+
+
+class NotForUs(Exception):
+    """The payload lacks the repository, installation or sender: nothing that a handler could act on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comment:
+    """A comment-like text and where it stands."""
+
+    id: int
+    body: str
+    author: Actor
+    kind: str = "issue"  # "issue": of an issue or pull request; "review": inline in a diff
+    via_app: int | None = None  # the App that wrote it, if one did
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One delivery in our words."""
+
+    delivery_id: str
+    name: str  # "issues"
+    action: str  # "labeled"
+    repo: Repo
+    actor: Actor  # who caused the event: not the issue's author
+    number: int
+    target: TargetKind
+    title: str
+    body: str
+    open: bool
+    label: str | None = None
+    comment: Comment | None = None
+
+    @property
+    def kind(self) -> str:
+        """``name.action``."""
+        return f"{self.name}.{self.action}"
+
+
+def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Event:
+    """Translate a payload. Raises NotForUs when it is about no issue or pull request of an installation."""
+    try:
+        repository, installation = payload["repository"], payload["installation"]
+        subject = payload.get("issue") or payload["pull_request"]
+        is_pull = "issue" not in payload or bool(subject.get("pull_request"))
+        comment = payload.get("comment")
+        return Event(
+            delivery_id=delivery_id,
+            name=name,
+            action=str(payload.get("action") or ""),
+            repo=Repo(
+                owner=str(repository["owner"]["login"]),
+                name=str(repository["name"]),
+                id=int(repository["id"]),
+                installation_id=int(installation["id"]),
+            ),
+            actor=_actor(payload["sender"]),
+            number=int(subject["number"]),
+            target=TargetKind.pull_request if is_pull else TargetKind.issue,
+            title=str(subject.get("title") or ""),
+            body=str(subject.get("body") or ""),
+            open=subject.get("state", "open") == "open",
+            label=str(payload["label"]["name"]) if payload.get("label") else None,
+            comment=_comment(name, comment) if comment else None,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NotForUs(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def _actor(user: Mapping[str, Any]) -> Actor:
+    return Actor(login=str(user["login"]), id=int(user["id"]), type=str(user.get("type") or "User"))
+
+
+def _comment(event: str, comment: Mapping[str, Any]) -> Comment:
+    app = comment.get("performed_via_github_app")
+    return Comment(
+        id=int(comment["id"]),
+        body=str(comment.get("body") or ""),
+        author=_actor(comment["user"]),
+        kind="review" if event == "pull_request_review_comment" else "issue",
+        via_app=int(app["id"]) if app else None,
+    )
