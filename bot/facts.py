@@ -1,0 +1,112 @@
+"""The only reader of GitHub: what must be known before something is decided or started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from bot.errors import GitHubUnavailable
+from bot.github import GitHub, path
+from bot.github_errors import GitHubError, NotFound
+from bot.model import Actor, Repo, Request, TargetKind
+from bot.policy import Facts
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """What we need of a pull request."""
+
+    number: int
+    head_ref: str
+    head_sha: str
+    base_ref: str
+    base_sha: str
+    from_fork: bool
+    open: bool
+
+
+class FactFinder:
+    """Questions to GitHub, each answered by its REST API as the App's installation."""
+
+    def __init__(self, github: GitHub) -> None:
+        self._github = github
+
+    async def permission(self, repo: Repo, login: str) -> str | None:
+        """``admin``, ``write``, ``read`` or ``none``; None when it cannot be found out.
+
+        https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user
+        (the comment's ``author_association`` is no substitute: a read-only collaborator is a COLLABORATOR).
+        """
+        try:
+            found = await self._get(repo, "/collaborators/{user}/permission", user=login)
+        except NotFound:
+            return "none"
+        except (GitHubError, GitHubUnavailable) as error:
+            log.warning("permission unknown", login=login, error=str(error))
+            return None
+        permission = str(found.get("permission") or "none")
+        # an account that GitHub resolves to another login than we asked for is not who we mean
+        user = found.get("user") or {}
+        return permission if str(user.get("login", "")).lower() == login.lower() else "none"
+
+    async def who(self, repo: Repo, actor: Actor) -> Facts:
+        """The facts for a command that starts nothing."""
+        identity = await self._github.identity()
+        permission = None if actor.is_bot else await self.permission(repo, actor.login)
+        return Facts(actor=actor, permission=permission, app_user_id=identity.user_id)
+
+    async def about(self, request: Request, *, is_open: bool) -> Facts:
+        """The facts for a request to start work."""
+        facts = await self.who(request.repo, request.trigger.actor)
+        if facts.permission not in ("write", "admin"):
+            return facts  # refused anyway: no more questions for a stranger
+        repository = await self._get(request.repo, "")
+        fork = False
+        if request.target is TargetKind.pull_request:
+            pull = await self.pull(request.repo, request.number)
+            fork, is_open = pull.from_fork, pull.open
+        return Facts(
+            actor=facts.actor,
+            permission=facts.permission,
+            app_user_id=facts.app_user_id,
+            archived=bool(repository.get("archived")) or bool(repository.get("disabled")),
+            target=request.target,
+            open=is_open,
+            from_fork=fork,
+        )
+
+    async def default_branch(self, repo: Repo) -> str:
+        """The name of the repository's default branch."""
+        return str((await self._get(repo, ""))["default_branch"])
+
+    async def pull(self, repo: Repo, number: int) -> Pull:
+        """The pull request as it is now."""
+        found = await self._get(repo, "/pulls/{number}", number=number)
+        head_repo = found["head"].get("repo")
+        return Pull(
+            number=number,
+            head_ref=str(found["head"]["ref"]),
+            head_sha=str(found["head"]["sha"]),
+            base_ref=str(found["base"]["ref"]),
+            base_sha=str(found["base"]["sha"]),
+            # a deleted fork leaves no repository behind
+            from_fork=head_repo is None or int(head_repo["id"]) != repo.id,
+            open=found.get("state") == "open",
+        )
+
+    async def branch_sha(self, repo: Repo, branch: str) -> str | None:
+        """The commit that a branch points at; None when there is no such branch."""
+        try:
+            found = await self._get(repo, "/git/ref/heads/{+branch}", branch=branch)
+        except NotFound:
+            return None
+        return str(found["object"]["sha"])
+
+    async def _get(self, repo: Repo, rest: str, **values: str | int) -> Any:
+        client = self._github.installation(repo.installation_id)
+        url = path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)
+        return await client.getitem(url)

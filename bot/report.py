@@ -1,0 +1,267 @@
+"""The only writer to GitHub: reactions, comments, check runs and pull requests.
+
+Every method brings GitHub to a wanted state and may be repeated: texts of ours are found again by their hidden
+marker, check runs by their external id, pull requests by their branch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+
+from bot.errors import GitHubUnavailable
+from bot.github import GitHub, GitHubClient, path
+from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
+from bot.model import Job, JobState, Repo, TargetKind, Trigger
+from bot.redact import Redactor
+from bot.render import clip, marker, next_step, oneline, render
+from bot.store import Store
+
+log = structlog.get_logger(__name__)
+
+CHECK_NAME = "agent"
+#: Conclusions of https://docs.github.com/en/rest/checks/runs#create-a-check-run
+_CONCLUSIONS = {
+    JobState.succeeded: "success",
+    JobState.failed: "failure",
+    JobState.cancelled: "cancelled",
+    JobState.timed_out: "timed_out",
+    JobState.lost: "failure",
+}
+
+
+class Reporter:
+    """Writes as the App's installation; every text passes the redactor."""
+
+    def __init__(self, github: GitHub, store: Store, redactor: Redactor) -> None:
+        self._github = github
+        self._store = store
+        self._redactor = redactor
+
+    # --- what people see of a job
+
+    async def acknowledge(self, job: Job) -> None:
+        """👀 on the command or the issue: seen."""
+        await self.react(job.repo, job.number, job.trigger, "eyes")
+
+    async def sticky(self, job: Job, *, progress: Sequence[str] = ()) -> None:
+        """Create or edit the job's one comment, and remember its id."""
+        position = await self._store.queue_position(job) if job.state is JobState.queued else 0
+        body = self._clean(
+            render(
+                "comments/sticky.md.j2",
+                job=job,
+                marker=marker("job", job.id),
+                position=position,
+                progress=[self._redactor.text(line) for line in progress],
+                next_step=next_step(job),
+                took=_took(job),
+            )
+        )
+        comment_id = await self._upsert_comment(
+            job.repo, job.number, marker("job", job.id), body, known=job.comment_id
+        )
+        if comment_id != job.comment_id:
+            await self._store.note(job.id, comment_id=comment_id)
+
+    async def started(self, job: Job) -> None:
+        """🚀 on the command or the issue: an agent works on it."""
+        await self.react(job.repo, job.number, job.trigger, "rocket")
+
+    async def check(self, job: Job, sha: str) -> None:
+        """Create or update the job's check run on ``sha``: in progress, or completed with the job's end."""
+        output = {
+            "title": oneline(self._redactor.text(_title(job)), 120),
+            "summary": self._clean(
+                render("check/summary.md.j2", job=job, next_step=next_step(job), took=_took(job))
+            ),
+        }
+        values: dict[str, Any] = {"name": CHECK_NAME, "external_id": job.id, "output": output}
+        if job.state.final:
+            conclusion = _CONCLUSIONS[job.state]
+            if job.state is JobState.succeeded and not job.head_sha:
+                conclusion = "neutral"
+            values |= {
+                "status": "completed",
+                "conclusion": conclusion,
+                "completed_at": _iso(job.finished_at or datetime.now(UTC)),
+            }
+        else:
+            values |= {"status": "queued" if job.state is JobState.queued else "in_progress"}
+        if job.started_at:
+            values["started_at"] = _iso(job.started_at)
+        client = self._client(job.repo)
+        found = await self._find_check(client, job, sha)
+        if found is None:
+            url = self._path(job.repo, "/check-runs")
+            found = int((await client.post(url, data=values | {"head_sha": sha}))["id"])
+        else:
+            await client.patch(self._path(job.repo, "/check-runs/{id}", id=found), data=values)
+        if found != job.check_run_id:
+            await self._store.note(job.id, check_run_id=found)
+
+    async def pull_request(self, job: Job, *, title: str, base: str) -> int:
+        """Open the pull request of the job's branch, or find the one that is there. Returns its number."""
+        if not job.branch:
+            raise ValueError("the job has no branch")
+        client = self._client(job.repo)
+        title = oneline(self._redactor.text(title), 200)
+        body = self._clean(render("comments/pull_request.md.j2", job=job, marker=marker("pull", job.id)))
+        found = await self._find_pull(client, job)
+        if found is not None:
+            return found
+        try:
+            created = await client.post(
+                self._path(job.repo, "/pulls"),
+                data={"title": title, "head": job.branch, "base": base, "body": body},
+            )
+        except Unprocessable:
+            # somebody (or our own repeated step) opened it in between
+            found = await self._find_pull(client, job)
+            if found is None:
+                raise
+            return found
+        return int(created["number"])
+
+    async def finished(self, job: Job, *, also_on: str | None = None) -> None:
+        """Show a job's end everywhere: comment, check runs. Then remember that it was shown."""
+        for sha in dict.fromkeys(
+            sha for sha in (job.head_sha, also_on if job.target is TargetKind.pull_request else None) if sha
+        ):
+            try:
+                await self.check(job, sha)
+            except (NotFound, Unprocessable, Forbidden) as error:
+                # the commit may be gone, or the App may not have checks: the comment still tells
+                log.warning("check run not written", sha=sha, error=str(error), **job.log_context())
+        await self.sticky(job)
+        await self._store.mark_reported(job.id, job.state)
+
+    # --- answers to people
+
+    async def refuse(self, repo: Repo, number: int, trigger: Trigger, sentences: Sequence[str]) -> None:
+        """Say no politely, once for each person and issue."""
+        key = f"refused:{repo.id}:{number}:{trigger.actor.id}:{_digest(sentences)}"
+        if not await self._store.say_once(key):
+            return
+        mark = marker("refusal", trigger.delivery_id)
+        body = render(
+            "comments/refusal.md.j2", marker=mark, login=trigger.actor.login, sentences=list(sentences)
+        )
+        try:
+            await self._upsert_comment(repo, number, mark, self._clean(body), known=None)
+        except Exception:
+            await self._store.unsay(key)  # the delivery is tried again, and then it must be said
+            raise
+
+    async def reply(self, repo: Repo, number: int, trigger: Trigger, text: str, *, ordinal: int = 0) -> None:
+        """Answer a command, once for each delivery."""
+        mark = marker("reply", f"{trigger.delivery_id}/{ordinal}")
+        body = self._clean(render("comments/reply.md.j2", marker=mark, text=text))
+        await self._upsert_comment(repo, number, mark, body, known=None)
+
+    async def react(self, repo: Repo, number: int, trigger: Trigger, content: str) -> None:
+        """Put a reaction on what triggered us. Best effort: a reaction is never worth a failed job."""
+        if trigger.comment_id is None:
+            url = self._path(repo, "/issues/{number}/reactions", number=number)
+        elif trigger.comment_kind == "review":
+            url = self._path(repo, "/pulls/comments/{id}/reactions", id=trigger.comment_id)
+        else:
+            url = self._path(repo, "/issues/comments/{id}/reactions", id=trigger.comment_id)
+        try:
+            await self._client(repo).post(url, data={"content": content})
+        except (GitHubError, GitHubUnavailable) as error:
+            log.warning("no reaction", content=content, error=str(error))
+
+    # --- finding what is there
+
+    async def _upsert_comment(
+        self, repo: Repo, number: int, mark: str, body: str, *, known: int | None
+    ) -> int:
+        client = self._client(repo)
+        if known is None:
+            known = await self._find_comment(client, repo, number, mark)
+        if known is not None:
+            try:
+                await client.patch(self._path(repo, "/issues/comments/{id}", id=known), data={"body": body})
+            except NotFound:
+                log.info("our comment was deleted; writing a new one", comment=known)
+            else:
+                return known
+        created = await client.post(
+            self._path(repo, "/issues/{number}/comments", number=number), data={"body": body}
+        )
+        return int(created["id"])
+
+    async def _find_comment(self, client: GitHubClient, repo: Repo, number: int, mark: str) -> int | None:
+        me = (await self._github.identity()).user_id
+        url = self._path(repo, "/issues/{number}/comments", number=number)
+        async for comment in client.getiter(url):
+            if (comment.get("user") or {}).get("id") == me and mark in (comment.get("body") or ""):
+                return int(comment["id"])
+        return None
+
+    async def _find_check(self, client: GitHubClient, job: Job, sha: str) -> int | None:
+        url = path(
+            "/repos/{owner}/{repo}/commits/{sha}/check-runs",
+            {"check_name": CHECK_NAME, "filter": "all"},
+            owner=job.repo.owner,
+            repo=job.repo.name,
+            sha=sha,
+        )
+        async for run in client.getiter(url, iterable_key="check_runs"):
+            if run.get("external_id") == job.id:
+                return int(run["id"])
+        return None
+
+    async def _find_pull(self, client: GitHubClient, job: Job) -> int | None:
+        url = path(
+            "/repos/{owner}/{repo}/pulls",
+            {"head": f"{job.repo.owner}:{job.branch}", "state": "all"},
+            owner=job.repo.owner,
+            repo=job.repo.name,
+        )
+        async for pull in client.getiter(url):
+            if pull["head"]["ref"] == job.branch:
+                return int(pull["number"])
+        return None
+
+    def _client(self, repo: Repo) -> GitHubClient:
+        return self._github.installation(repo.installation_id)
+
+    def _path(self, repo: Repo, rest: str, **values: str | int) -> str:
+        return path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)
+
+    def _clean(self, text: str) -> str:
+        return clip(self._redactor.text(text))
+
+
+def _digest(sentences: Sequence[str]) -> str:
+    """A short stable key of what is said."""
+    return hashlib.sha256("\0".join(sentences).encode()).hexdigest()[:16]
+
+
+def _took(job: Job) -> float:
+    if job.started_at is None:
+        return 0
+    return ((job.finished_at or datetime.now(UTC)) - job.started_at).total_seconds()
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _title(job: Job) -> str:
+    return {
+        JobState.queued: f"Waiting for a free slot for {job.agent}",
+        JobState.running: f"{job.agent} is working on it",
+        JobState.paused: "A person was asked",
+        JobState.succeeded: f"Done by {job.agent}" if job.head_sha else "Finished without a change",
+        JobState.failed: job.message or "Failed",
+        JobState.cancelled: "Cancelled",
+        JobState.timed_out: "Out of time",
+        JobState.lost: "The worker host went away",
+    }[job.state]
