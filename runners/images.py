@@ -1,0 +1,299 @@
+"""Builds the agents' container images on the Docker engine, each once, and finds them again by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import tarfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import docker
+import requests
+import structlog
+import urllib3
+from docker.errors import DockerException, ImageNotFound
+
+from bot.errors import InfrastructureError
+from bot.images import ImageSpec, dockerfile, image_labels, image_tag
+
+#: Told each line of a build's output, in the event loop.
+LineCallback = Callable[[str], None]
+
+#: So many last lines of its output come with a failed build.
+TAIL_LINES = 40
+
+#: What the SDK lets through when the engine is absent, breaks off or takes too long.
+_ENGINE_TROUBLE = (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+
+_log = structlog.get_logger(__name__)
+
+
+class ImageBuildFailed(InfrastructureError):
+    """An agent image could not be built; ``tail`` holds the last lines of the build's output."""
+
+    def __init__(self, message: str, hint: str, tail: str) -> None:
+        super().__init__(message, hint)
+        self.tail = tail
+
+
+class _EngineError(Exception):
+    """The engine itself reports, in the midst of its output, that the work failed."""
+
+
+class _Build:
+    """One build under way: a task shared by all who wait for it, and those who listen."""
+
+    task: asyncio.Task[str]
+
+    def __init__(self) -> None:
+        self.listeners: list[LineCallback] = []
+
+    def tell(self, line: str) -> None:
+        for listener in tuple(self.listeners):
+            listener(line)
+
+
+class ImageBuilder:
+    """Provides the agents' images on one engine.
+
+    ``connect`` makes a client of the engine. ``shim`` is the text of the program that goes into every
+    image. ``ca_bundle`` (PEM) is trusted while agents are fetched and is not part of the image. ``timeout``
+    bounds one build or pull, in seconds; ``memory`` one step of a build, in bytes. ``network_mode`` is that of
+    the build's steps; None leaves it to the engine. Call `close` at the end.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], docker.DockerClient] = docker.from_env,
+        *,
+        base: str,
+        shim: bytes,
+        ca_bundle: bytes = b"",
+        timeout: float = 1200,
+        memory: int = 3 * 2**30,
+        network_mode: str | None = None,
+    ) -> None:
+        self._connect = connect
+        self._base = base
+        self._shim = shim
+        self._ca_bundle = ca_bundle
+        self._timeout = timeout
+        self._memory = memory
+        self._network_mode = network_mode
+        self._builds: dict[str, _Build] = {}
+
+    async def spec(self, agent: str, version: str) -> ImageSpec:
+        """The spec of ``agent``'s image on the base image as the engine has it, pulled when it has none.
+
+        Raises InfrastructureError when there is no engine or no base image, ConfigurationError when the agent
+        or its version cannot be written into a Dockerfile.
+        """
+        digest = await self._image_id(self._base)
+        if digest is None:
+            digest = await self._pull_base()
+        return ImageSpec(
+            agent=agent,
+            version=version,
+            base=self._base,
+            base_digest=digest,
+            shim=hashlib.sha256(self._shim).hexdigest(),
+            ca_bundle=hashlib.sha256(self._ca_bundle).hexdigest() if self._ca_bundle else "",
+        )
+
+    async def ensure(self, spec: ImageSpec, on_line: LineCallback | None = None) -> str:
+        """The engine's id of the image for ``spec``, which is built when there is none.
+
+        Any number of callers may wait for the same build; one that is cancelled does not end it for the
+        others. ``on_line`` is told what the build prints from now on. Raises ImageBuildFailed,
+        InfrastructureError when the engine cannot be used, ConfigurationError for an agent without an image.
+        """
+        tag = image_tag(spec)
+        build = self._builds.get(tag)
+        if build is None:
+            build = self._builds[tag] = _Build()
+            build.task = asyncio.create_task(self._provide(spec, tag, build.tell), name=f"image {tag}")
+            build.task.add_done_callback(lambda task: self._ended(tag, task))
+        if on_line is not None:
+            build.listeners.append(on_line)
+        try:
+            return await asyncio.shield(build.task)
+        finally:
+            if on_line is not None:
+                build.listeners.remove(on_line)
+
+    async def close(self) -> None:
+        """Break off the builds under way. Those who wait for them are cancelled."""
+        tasks = [build.task for build in self._builds.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, tag: str, task: asyncio.Task[str]) -> None:
+        del self._builds[tag]
+        # taken here as well, for nobody may be waiting any more
+        if not task.cancelled() and (error := task.exception()):
+            _log.warning("image_failed", image=tag, error=str(error))
+
+    async def _provide(self, spec: ImageSpec, tag: str, tell: LineCallback) -> str:
+        found = await self._image_id(tag)
+        if found is not None:
+            return found
+        tail: deque[str] = deque(maxlen=TAIL_LINES)
+
+        def heard(line: str) -> None:
+            tail.append(line)
+            tell(line)
+
+        _log.info("image_build_started", image=tag, base=spec.base)
+        context = _context(dockerfile(spec), self._shim, self._ca_bundle)
+        try:
+            await self._stream(
+                lambda api: api.build(
+                    fileobj=io.BytesIO(context),
+                    custom_context=True,
+                    tag=tag,
+                    labels=image_labels(spec),
+                    # the steps' containers go, also after a failure; their layers stay as a cache
+                    rm=True,
+                    forcerm=True,
+                    container_limits={"memory": self._memory, "memswap": self._memory},
+                    network_mode=self._network_mode,
+                    use_config_proxy=True,
+                    timeout=int(self._timeout) + 1,
+                    decode=True,
+                ),
+                heard,
+            )
+        except _EngineError as error:
+            reason = str(error)
+        except TimeoutError:
+            reason = f"not done after {self._timeout:g} s"
+        else:
+            found = await self._image_id(tag)
+            if found is not None:
+                _log.info("image_built", image=tag)
+                return found
+            reason = "the engine broke off"
+        raise ImageBuildFailed(
+            f"The image {tag} could not be built: {reason}.",
+            "Read the end of the build's output. Builds need the Debian, PyPI and npm registries; where TLS is "
+            "inspected, name the CA bundle in CONDUCTOR_IMAGE_CA_BUNDLE.",
+            "\n".join(tail),
+        )
+
+    async def _pull_base(self) -> str:
+        name = self._base
+        _log.info("base_image_pull_started", image=name)
+        try:
+            await self._stream(lambda api: api.pull(name, stream=True, decode=True), lambda _: None)
+        except (_EngineError, TimeoutError, InfrastructureError) as error:
+            reason = str(error) or f"not done after {self._timeout:g} s"
+        else:
+            digest = await self._image_id(name)
+            if digest is not None:
+                return digest
+            reason = "the engine broke off"
+        raise InfrastructureError(
+            f"The engine has no base image {name} and could not pull it: {reason}.",
+            "Import one, for example: debootstrap --variant=minbase --include=ca-certificates bookworm ROOT && "
+            f"tar -C ROOT -c . | docker import - {name}. Or set CONDUCTOR_BASE_IMAGE to a Debian image that "
+            "the engine has.",
+        )
+
+    # --- the engine: the SDK blocks, so it is called in threads ---------------------------------------
+
+    async def _image_id(self, name: str) -> str | None:
+        def inspect() -> str | None:
+            with contextlib.closing(self._connect()) as client:
+                try:
+                    return client.images.get(name).id
+                except ImageNotFound:
+                    return None
+
+        try:
+            return await asyncio.to_thread(inspect)
+        except _ENGINE_TROUBLE as error:
+            raise _unreachable(error) from error
+
+    async def _stream(
+        self, call: Callable[[docker.APIClient], Iterable[dict[str, Any]]], tell: LineCallback
+    ) -> None:
+        """Run one call that answers with a stream of events, and tell the lines in them.
+
+        Raises _EngineError when an event reports one, TimeoutError, InfrastructureError. However it ends, the
+        connection is closed and the thread is done: the engine ends work that nobody listens to.
+        """
+        loop = asyncio.get_running_loop()
+        responses: list[requests.Response] = []
+        cut = False
+
+        def seen(response: requests.Response, *_: object, **__: object) -> None:
+            responses.append(response)
+            if cut:
+                _shut(response)
+
+        def run() -> None:
+            with contextlib.closing(self._connect()) as client:
+                client.api.hooks["response"].append(seen)
+                try:
+                    for event in call(client.api):
+                        for line in _lines(event):
+                            loop.call_soon_threadsafe(tell, line)
+                        if "error" in event:
+                            raise _EngineError(str(event["error"]).strip())
+                finally:
+                    for response in responses:
+                        response.close()
+
+        thread = asyncio.create_task(asyncio.to_thread(run))
+        try:
+            async with asyncio.timeout(self._timeout):
+                await asyncio.shield(thread)
+        except (TimeoutError, asyncio.CancelledError):
+            cut = True
+            for response in tuple(responses):
+                _shut(response)
+            await asyncio.wait([thread])
+            thread.exception()  # only what the cut itself caused
+            raise
+        except _ENGINE_TROUBLE as error:
+            raise _unreachable(error) from error
+
+
+def _shut(response: requests.Response) -> None:
+    """Wake the thread that reads ``response``: it sees the end of the stream."""
+    # gone already when the thread has just closed it
+    with contextlib.suppress(OSError, ValueError, RuntimeError):
+        response.raw.shutdown()
+
+
+def _lines(event: dict[str, Any]) -> Iterator[str]:
+    for line in str(event.get("stream", "")).splitlines():
+        if line.strip():
+            yield line.rstrip()
+
+
+def _unreachable(error: Exception) -> InfrastructureError:
+    return InfrastructureError(
+        f"The Docker engine does not do its work: {error}.",
+        "Check that it runs and that this user may use it (`docker info`).",
+    )
+
+
+def _context(text: str, shim: bytes, ca_bundle: bytes) -> bytes:
+    """The build context as a tar: equal contents give equal bytes."""
+    files = {"Dockerfile": text.encode(), "shim.py": shim}
+    if ca_bundle:
+        files["ca-bundle.crt"] = ca_bundle
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            member.mode = 0o644
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
