@@ -1,1 +1,1 @@
-"""The coding-agent CLIs that a job may name, each a small value: how to start it and how to read it."""
+"""The coding-agent CLIs: how each is started and how its output is read."""

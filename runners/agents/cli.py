@@ -1,0 +1,100 @@
+"""What all agents have in common: an agent is a value of one class, made of two functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from bot.ports import AgentEvent, Command, Turn
+
+#: Longest text of one event, in characters. The whole line is kept in the attempt's log anyway.
+MAX_TEXT = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class CliAgent:
+    """A coding-agent CLI (``bot.ports.Agent``) as a value.
+
+    ``start`` gets the turn, the gateway's base URL and the attempt's token; ``translate`` one line of output.
+    """
+
+    name: str
+    version: str
+    llm: str | None
+    instruction_file: str | None
+    session_paths: Sequence[str]
+    start: Callable[[Turn, str, str], Command]
+    translate: Callable[[str], list[AgentEvent]]
+
+    def command(self, turn: Turn, *, gateway: str, token: str) -> Command:
+        """How to run ``turn``; a placeholder such as ``{gateway}`` is passed through as it is."""
+        return self.start(turn, gateway, token)
+
+    def read(self, line: str) -> list[AgentEvent]:
+        """Translate one line of its standard output."""
+        return self.translate(line)
+
+
+def json_lines(
+    translate: Callable[[Mapping[str, Any]], list[AgentEvent]],
+) -> Callable[[str], list[AgentEvent]]:
+    """A translator of lines from one of JSON objects; a line that is none becomes a "log" event."""
+
+    def read(line: str) -> list[AgentEvent]:
+        line = line.strip()
+        if not line:
+            return []
+        try:
+            value = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return [log(line)]
+        return translate(value) if isinstance(value, dict) else [log(line)]
+
+    return read
+
+
+def log(text: str) -> AgentEvent:
+    """A line that says nothing about the work."""
+    return AgentEvent(kind="log", text=cut(text))
+
+
+# An agent's output is another program's and may change: these take any value and give what can be used of it.
+
+
+def mapping(value: object) -> Mapping[str, Any]:
+    """``value`` when it is a JSON object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def items(value: object) -> list[Mapping[str, Any]]:
+    """The JSON objects in the list ``value``."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def text(value: object) -> str:
+    """``value`` when it is text, cut to MAX_TEXT; else ""."""
+    return cut(value) if isinstance(value, str) else ""
+
+
+def cut(value: str) -> str:
+    """``value`` with its middle left out when it is longer than MAX_TEXT: results stand at the end."""
+    if len(value) <= MAX_TEXT:
+        return value
+    return f"{value[:1000]}\n[…]\n{value[-(MAX_TEXT - 1005) :]}"
+
+
+def number(value: object) -> int:
+    """``value`` when it is a count, else 0."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def summarize_call(name: str, arguments: Mapping[str, Any]) -> str:
+    """One line that tells a tool call: its name and its most telling argument."""
+    for key in ("command", "file_path", "path", "pattern", "query", "url", "description", "prompt"):
+        if value := text(arguments.get(key)):
+            first, *more = value.strip().splitlines() or [""]
+            return f"{name}: {first[:200]}{' …' if more or len(first) > 200 else ''}"
+    return name
