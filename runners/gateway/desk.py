@@ -1,0 +1,495 @@
+"""The desk: the host's side of one attempt. What its container said and was told, all on disk.
+
+A container speaks to it, so nothing that comes in is trusted: each field is typed and bounded, and a message that is
+refused changes nothing. A worker that was restarted opens the same folder and goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hmac
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from bot.errors import ConductorError, InfrastructureError
+from bot.model import Usage
+from runners import shim
+
+MAX_EVENTS = 5000  # in one post
+MAX_LINE = shim.MAX_LINE + 100  # characters: the shim's limit and its note about what was cut
+MAX_SEQ = 1 << 53
+MAX_RECORDED = 200 << 20  # bytes of one attempt's events
+FULL = "The output of this attempt is longer than what is kept of it; the rest is dropped."
+SCAN = 256 * 1024  # bytes read at once from the records
+
+
+class BadMessage(ConductorError):
+    """A container sent something that the protocol does not know; nothing was changed."""
+
+
+class Event(NamedTuple):
+    """One line of an attempt's output."""
+
+    seq: int  # from 1, over the whole attempt
+    turn: int
+    time: float  # seconds since the epoch, by the container's clock
+    stream: str  # "stdout", "stderr", or "conductor" for what the shim or the desk say themselves
+    line: str
+
+
+class Outcome(BaseModel):
+    """How one turn ended, as the shim reports it. Everything in it is the container's word."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    exit_code: Annotated[int, Field(ge=0, le=255)] | None = None
+    signal: Annotated[int, Field(ge=1, le=64)] | None = None
+    timed_out: bool = False
+    stopped: bool = False
+    head: Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{40}|[0-9a-f]{64})$")] | None = None
+    error: Annotated[str, StringConstraints(max_length=8000)] | None = None
+    push_error: Annotated[str, StringConstraints(max_length=8000)] | None = None
+    duration: Annotated[float, Field(ge=0, le=10**8, allow_inf_nan=False)] = 0.0
+
+
+class EventPost(BaseModel):
+    """What the shim posts; the events are checked one by one, faster than by a model each."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    turn: Annotated[int, Field(ge=0, le=1_000_000)]
+    events: Annotated[list[dict[str, object]], Field(max_length=MAX_EVENTS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelUsage:
+    """What one model was used for."""
+
+    model: str
+    usage: Usage
+
+
+class Desk:
+    """The state of one attempt in ``directory``. Not thread-safe: it belongs to the worker's event loop.
+
+    Layout: ``token`` and ``attempt.json``; ``run/``, the folder that the container sees; ``turns/N.json`` what it
+    was told, ``outcomes/N.json`` what it reported, ``events.jsonl`` what it printed, ``usage.jsonl`` what the LLM
+    proxies counted; ``session.tar`` and ``quarantine.git``.
+    """
+
+    def __init__(
+        self, directory: Path, attempt_id: str, mirror: Path | None, token: str, max_recorded: int
+    ) -> None:
+        """Use create() or open()."""
+        self.directory = directory
+        self.attempt_id = attempt_id
+        self.mirror = mirror
+        self.token = token
+        self._heard_at = time.monotonic()
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._max_recorded = max_recorded
+        self._turns: dict[int, dict[str, Any]] = {}
+        self._outcomes: dict[int, Outcome] = {}
+        self._finished = (directory / "finished").exists()
+        self._usage: dict[str, Usage] = {}
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._events = os.open(directory / "events.jsonl", flags, 0o600)
+        self._size = 0
+        self._seq = 0
+        self._full = False
+
+    # --- life ---
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        *,
+        attempt_id: str,
+        mirror: Path | None,
+        max_recorded: int = MAX_RECORDED,
+    ) -> Desk:
+        """Make the folder and a fresh token; where it was made already, the same as open().
+
+        Raises InfrastructureError when the folder cannot be written.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            directory.chmod(0o700)
+            for name in ("turns", "outcomes"):
+                (directory / name).mkdir(exist_ok=True, mode=0o700)
+            run = directory / "run"
+            run.mkdir(exist_ok=True)
+            run.chmod(
+                0o711
+            )  # its one file can be reached by the container's user, nothing can be listed or added
+            if not (directory / "token").exists():
+                _write(directory / "token", secrets.token_urlsafe(32).encode())
+            # last: a folder with this file is a whole desk
+            if not (directory / "attempt.json").exists():
+                about = {"attempt": attempt_id, "mirror": None if mirror is None else str(mirror)}
+                _write(directory / "attempt.json", json.dumps(about).encode())
+        except OSError as error:
+            raise InfrastructureError(
+                f"The attempt's folder {directory} cannot be made: {error}.",
+                "Check the disk and the owner of DATA_DIR.",
+            ) from error
+        return cls.open(directory, max_recorded=max_recorded)
+
+    @classmethod
+    def open(cls, directory: Path, *, max_recorded: int = MAX_RECORDED) -> Desk:
+        """Go on with an attempt whose folder exists. Raises InfrastructureError when it is not whole."""
+        try:
+            about = json.loads((directory / "attempt.json").read_bytes())
+            token = (directory / "token").read_text("ascii")
+            mirror = None if about["mirror"] is None else Path(about["mirror"])
+            desk = cls(directory, about["attempt"], mirror, token, max_recorded)
+            desk._load()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InfrastructureError(
+                f"The attempt's folder {directory} cannot be read: {error}.",
+                "Run the job again; this attempt cannot be continued.",
+            ) from error
+        return desk
+
+    def _load(self) -> None:
+        for path in (self.directory / "turns").glob("*.json"):
+            self._turns[int(path.stem)] = json.loads(path.read_bytes())
+        for path in (self.directory / "outcomes").glob("*.json"):
+            self._outcomes[int(path.stem)] = Outcome.model_validate_json(path.read_bytes())
+        last = _repair(self._events)
+        self._size = os.fstat(self._events).st_size
+        if last is not None:
+            self._seq = last.seq
+            self._full = last.line == FULL
+        for entry in _lines(self.directory / "usage.jsonl"):
+            with suppress(ValueError, TypeError, KeyError):  # the last one may be torn
+                record = orjson.loads(entry)
+                self._count(record.pop("model"), Usage(**record))
+
+    def close(self) -> None:
+        """Release the file and end every follower and long poll; the folder stays."""
+        if not self._closed:
+            self._closed = True
+            os.close(self._events)
+            self._notify()
+
+    def _check_open(self) -> None:
+        if self._closed:  # its file descriptor may be another file's by now
+            raise InfrastructureError(f"The desk of {self.attempt_id} is closed.", "Open it again.")
+
+    @property
+    def socket_dir(self) -> Path:
+        """The folder that the container sees as ``/run/conductor``."""
+        return self.directory / "run"
+
+    @property
+    def quarantine(self) -> Path:
+        """Where the bare repository lies that takes the attempt's pushes."""
+        return self.directory / "quarantine.git"
+
+    @property
+    def session_tar(self) -> Path:
+        """The thread's session files; absent while there are none."""
+        return self.directory / "session.tar"
+
+    def accepts(self, token: str) -> bool:
+        """Whether ``token`` is this attempt's, in constant time."""
+        return hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self.token.encode())
+
+    def heard(self) -> None:
+        """The container spoke."""
+        self._heard_at = time.monotonic()
+
+    @property
+    def last_heard(self) -> float:
+        """When the container last spoke, by time.monotonic(); when the desk was opened, before that."""
+        return self._heard_at
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # --- turns ---
+
+    def give(self, turn: Mapping[str, Any]) -> None:
+        """Put a turn on the desk; the same again changes nothing. Raises ValueError for another with its number."""
+        number = turn["number"]
+        known = self._turns.get(number)
+        if known is not None:
+            if known != turn:
+                raise ValueError(f"turn {number} of {self.attempt_id} was given already and differs")
+            return
+        if number != len(self._turns) + 1:
+            raise ValueError(
+                f"turn {number} of {self.attempt_id} is not the next: {len(self._turns)} were given"
+            )
+        _write(self.directory / "turns" / f"{number}.json", json.dumps(dict(turn)).encode())
+        self._turns[number] = json.loads(json.dumps(dict(turn)))
+        self._notify()
+
+    def finish(self) -> None:
+        """There will be no more turns: the shim is told to end, also before a turn that it has not taken yet."""
+        if not self._finished:
+            _write(self.directory / "finished", b"")
+            self._finished = True
+            self._notify()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the attempt gets no more turns."""
+        return self._finished
+
+    async def next_turn(self, after: int, timeout: float) -> dict[str, Any] | None:
+        """The first turn above ``after``; None when there is none within ``timeout`` seconds, or finished."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not self._finished and not self._closed:
+                    number = min((number for number in self._turns if number > after), default=None)
+                    if number is not None:
+                        return self._turns[number]
+                    await self._changed.wait()
+        return None
+
+    # --- events ---
+
+    @property
+    def last_seq(self) -> int:
+        """The newest event that the shim need not send again."""
+        return self._seq
+
+    def take_events(self, message: bytes) -> int:
+        """Record a post of events; the sequence number up to which everything is on disk.
+
+        Raises BadMessage, and OSError when the disk is full; then nothing was recorded.
+        """
+        self._check_open()
+        try:
+            post = EventPost.model_validate(orjson.loads(message))
+        except (orjson.JSONDecodeError, ValidationError) as error:
+            raise BadMessage(f"The events are not what the protocol says: {_first(error)}") from error
+        if post.turn > len(self._turns):
+            raise BadMessage(f"There is no turn {post.turn}.")
+        lines: list[bytes] = []
+        previous = 0
+        newest = self._seq
+        for raw in post.events:
+            event = _checked(raw, post.turn)
+            if event.seq <= previous:
+                raise BadMessage("The sequence numbers of the events do not rise.")
+            previous = event.seq
+            if event.seq > newest:
+                newest = event.seq
+                lines.append(_encode(event))
+        if lines and not self._full:
+            self._record(lines, newest, post.turn)
+        self._seq = newest
+        return self._seq
+
+    def _record(self, lines: list[bytes], newest: int, turn: int) -> None:
+        room = self._max_recorded - self._size
+        kept: list[bytes] = []
+        for line in lines:
+            if len(line) > room:
+                kept.append(_encode(Event(newest, turn, time.time(), "conductor", FULL)))
+                self._full = True
+                break
+            kept.append(line)
+            room -= len(line)
+        data = b"".join(kept)
+        try:
+            written = os.write(self._events, data)
+            if written != len(data):
+                raise OSError("the disk is full")
+        except OSError:
+            self._full = False
+            os.ftruncate(self._events, self._size)
+            raise
+        self._size += len(data)
+        self._notify()
+
+    async def events(self, after: int = 0, *, turn: int | None = None) -> AsyncIterator[Event]:
+        """Every event above ``after``, then those that come.
+
+        Ends when the desk is closed; with ``turn``, also as soon as that turn's outcome is in and everything that
+        was recorded before it has been yielded.
+        """
+        offset = 0
+        with (self.directory / "events.jsonl").open("rb", buffering=0) as file:
+            while True:
+                ended = self._closed or (turn is not None and turn in self._outcomes)
+                changed = self._changed
+                while offset < self._size:
+                    size = SCAN
+                    while (cut := (data := os.pread(file.fileno(), size, offset)).rfind(b"\n") + 1) == 0:
+                        size *= 2  # one long line
+                    offset += cut
+                    for line in data[: cut - 1].split(b"\n"):
+                        event = _decode(line)
+                        if event.seq > after:
+                            yield event
+                    await asyncio.sleep(0)  # catching up must not hold the other attempts
+                if ended:
+                    return
+                await changed.wait()
+
+    # --- outcomes ---
+
+    def take_outcome(self, number: int, message: bytes) -> None:
+        """Record how turn ``number`` ended; what was recorded first stays. Raises BadMessage or OSError."""
+        self._check_open()
+        if number not in self._turns:
+            raise BadMessage(f"There is no turn {number}.")
+        try:
+            outcome = Outcome.model_validate_json(message)
+        except ValidationError as error:
+            raise BadMessage(f"The outcome is not what the protocol says: {_first(error)}") from error
+        if number in self._outcomes:
+            return
+        _write(self.directory / "outcomes" / f"{number}.json", outcome.model_dump_json().encode())
+        self._outcomes[number] = outcome
+        self._notify()
+
+    def outcome_now(self, number: int) -> Outcome | None:
+        """How the turn ended, None while it has not."""
+        return self._outcomes.get(number)
+
+    async def outcome(self, number: int) -> Outcome:
+        """How the turn ended, however long that takes. Raises InfrastructureError when the desk is closed first."""
+        while (found := self._outcomes.get(number)) is None:
+            if self._closed:
+                raise InfrastructureError(
+                    f"The desk of {self.attempt_id} was closed before turn {number} ended."
+                )
+            await self._changed.wait()
+        return found
+
+    # --- session ---
+
+    def take_session(self, archive: Path) -> None:
+        """Keep a session that was received into ``archive`` (same disk). Raises BadMessage. Blocks: use a thread."""
+        try:
+            shim.check_session(archive)
+        except shim.SessionRefused as error:
+            raise BadMessage(f"The session is refused: {error}.") from error
+        archive.chmod(0o600)
+        archive.replace(self.session_tar)
+
+    # --- usage ---
+
+    def add_usage(self, model: str, usage: Usage) -> None:
+        """Count what an LLM call cost."""
+        record = {"model": model, **dataclasses.asdict(usage)}
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        descriptor = os.open(self.directory / "usage.jsonl", flags, 0o600)
+        try:
+            # a line that a crash has torn must not swallow this one
+            os.write(descriptor, b"\n" + orjson.dumps(record) + b"\n")
+        finally:
+            os.close(descriptor)
+        self._count(model, usage)
+
+    def _count(self, model: str, usage: Usage) -> None:
+        self._usage[model] = self._usage.get(model, Usage()) + usage
+
+    def usage(self) -> Usage:
+        """Everything that was used."""
+        return sum(self._usage.values(), Usage())
+
+    def usage_by_model(self) -> list[ModelUsage]:
+        """The same, for each model."""
+        return [ModelUsage(model, usage) for model, usage in sorted(self._usage.items())]
+
+
+_STREAMS = frozenset({"stdout", "stderr", "conductor"})
+_FIELDS = {"seq", "time", "stream", "line"}
+
+
+def _checked(raw: Mapping[str, object], turn: int) -> Event:
+    if raw.keys() != _FIELDS:
+        raise BadMessage("An event has exactly the fields seq, time, stream and line.")
+    seq, when, stream, line = raw["seq"], raw["time"], raw["stream"], raw["line"]
+    if type(seq) is not int or not 0 < seq < MAX_SEQ:
+        raise BadMessage("An event's seq is a positive whole number.")
+    if isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when < 1e11:
+        raise BadMessage("An event's time is in seconds since 1970.")
+    if not isinstance(stream, str) or stream not in _STREAMS:
+        raise BadMessage("An event's stream is stdout, stderr or conductor.")
+    if not isinstance(line, str) or len(line) > MAX_LINE or "\n" in line:
+        raise BadMessage(f"An event's line is text of at most {MAX_LINE} characters.")
+    return Event(seq, turn, float(when), stream, line)
+
+
+def _encode(event: Event) -> bytes:
+    seq, turn, when, stream, line = event
+    record = {"seq": seq, "turn": turn, "time": when, "stream": stream, "line": line}
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _decode(line: bytes) -> Event:
+    return Event(**orjson.loads(line))
+
+
+def _first(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        detail = error.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(map(str, detail['loc'])) or 'message'}: {detail['msg']}"
+    return "no JSON"
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all (rename(2))."""
+    new = path.with_name(f"{path.name}.new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    new.replace(path)
+
+
+def _repair(descriptor: int) -> Event | None:
+    """Cut off what a crash left half written at the end; the last whole event."""
+    size = os.fstat(descriptor).st_size
+    while size:
+        start = _line_start(descriptor, size)
+        line = os.pread(descriptor, size - start, start)
+        with suppress(ValueError, TypeError):
+            if line.endswith(b"\n"):
+                return _decode(line)
+        os.ftruncate(descriptor, start)
+        size = start
+    return None
+
+
+def _line_start(descriptor: int, end: int) -> int:
+    """Where the line begins whose last byte is the one before ``end``."""
+    position = end - 1
+    while position > 0:
+        start = max(0, position - SCAN)
+        found = os.pread(descriptor, position - start, start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        position = start
+    return 0
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            if line.strip():
+                yield line
