@@ -7,6 +7,8 @@ a compare-and-set, and the second one is told no.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
@@ -61,6 +63,24 @@ class Dispatcher:
         # RQ's own `unique` asks for the job's hash, which a killed worker leaves behind: ask the list itself
         if self._redis.lpos(self._queue.key, job_id) is None:
             self._queue.enqueue(ENTRY, job_id, job_id=job_id, result_ttl=0, failure_ttl=60, job_timeout=60)
+
+    @asynccontextmanager
+    async def lock(self, name: str, seconds: int) -> AsyncIterator[bool]:
+        """Hold the lock ``name`` while the block runs, at most ``seconds``; False when another holds it.
+
+        Raises InfrastructureError when Redis does not answer.
+        """
+        lock = self._redis.lock(f"conductor:lock:{name}", timeout=seconds, thread_local=False)
+        try:
+            mine = await asyncio.to_thread(lock.acquire, blocking=False)
+        except RedisError as error:
+            raise _unreachable(error) from error
+        try:
+            yield mine
+        finally:
+            if mine:
+                with suppress(RedisError):  # it ends by itself
+                    await asyncio.to_thread(lock.release)
 
     async def waiting(self) -> int:
         """How many ids wait in Redis."""

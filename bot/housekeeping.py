@@ -1,0 +1,89 @@
+"""What is looked after while nothing happens: jobs that Redis forgot, ends that were not told, hosts that are gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from bot.errors import ConductorError
+from bot.model import FailureKind, Job, JobState
+from bot.queue import Dispatcher
+from bot.report import Reporter
+from bot.store import Store
+
+log = structlog.get_logger(__name__)
+
+INTERVAL = 10.0  # seconds
+#: Younger than this, whoever made the change is still at it; we would only get in the way.
+SETTLED = timedelta(seconds=15)
+#: A running job this long past its deadline, on a host that is silent, is lost.
+ABANDONED = timedelta(minutes=15)
+
+
+class Housekeeping:
+    """Repairs by repetition: everything it does is safe to do twice, from any number of servers."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        dispatcher: Dispatcher,
+        reporter: Reporter,
+        prune: Callable[[], Awaitable[object]],
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._reporter = reporter
+        self._prune = prune
+
+    async def run(self) -> None:
+        """Go round for ever."""
+        while True:
+            await self.once()
+            await asyncio.sleep(INTERVAL)
+
+    async def once(self) -> None:
+        """One round. A part that fails is logged and does not keep the others from being done."""
+        for part in (self._offer_queued, self._end_abandoned, self._tell_ends, self._prune):
+            try:
+                # one server at a time: not for correctness, but to ask GitHub only once
+                async with self._dispatcher.lock(f"housekeeping:{part.__name__}", 60) as mine:
+                    if mine:
+                        await part()
+            except (ConductorError, SQLAlchemyError, OSError) as error:
+                log.warning("housekeeping", part=part.__name__, error=str(error).split("\n")[0])
+
+    async def _offer_queued(self) -> None:
+        for job in reversed(await self._store.active_jobs(JobState.queued)):
+            if job.cancel_requested_by:
+                await self._store.move(job.id, JobState.cancelled, expected=[JobState.queued])
+            elif datetime.now(UTC) - job.created_at > SETTLED:
+                await self._dispatcher.enqueue(job.id)
+
+    async def _end_abandoned(self) -> None:
+        silent = {attempt.job_id: attempt for attempt in await self._store.lost_attempts(ABANDONED)}
+        for job in await self._store.active_jobs(JobState.running):
+            attempt = silent.get(job.id)
+            if attempt is not None and datetime.now(UTC) - attempt.deadline > ABANDONED:
+                await self._store.move(
+                    job.id,
+                    JobState.lost,
+                    expected=[JobState.running],
+                    fence=attempt.fence,
+                    failure=str(FailureKind.infrastructure),
+                    message=f"The worker host {attempt.host} went silent and no other one took over.\n\n"
+                    "Write `/agent retry` when a worker runs again.",
+                )
+
+    async def _tell_ends(self) -> None:
+        for job in await self._store.unreported_jobs():
+            if _settled(job):
+                await self._reporter.finished(job, also_on=job.base_sha)
+
+
+def _settled(job: Job) -> bool:
+    return job.finished_at is None or datetime.now(UTC) - job.finished_at > SETTLED

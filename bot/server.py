@@ -1,0 +1,118 @@
+"""`conductor serve`: the webhook server, its handlers and the housekeeping, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import orjson
+import structlog
+from aiohttp import web
+
+from bot import __version__
+from bot.conductor import Conductor
+from bot.config import Settings
+from bot.database import create_engine, redacted_url, upgrade
+from bot.errors import InfrastructureError
+from bot.events import NotForUs, parse_event
+from bot.facts import FactFinder
+from bot.github import GitHub
+from bot.housekeeping import Housekeeping
+from bot.inbox import Delivery, Inbox
+from bot.queue import Dispatcher
+from bot.redact import Redactor
+from bot.report import Reporter
+from bot.store import Store
+from bot.web import create_app
+from handlers.table import router
+from runners.agents.registry import known_agents
+
+log = structlog.get_logger(__name__)
+
+#: Deliveries are kept for longer than GitHub keeps them for redelivery (3 days).
+KEEP_DELIVERIES = timedelta(days=8)
+
+
+@asynccontextmanager
+async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
+    """Serve while the block runs; yields the address. Raises ConductorError when something cannot be used."""
+    settings.require("github_app_id", "github_private_key", "webhook_secret", "redis_url")
+    engine = create_engine(settings.sql_url)
+    dispatcher = Dispatcher(settings.redis_url)
+    try:
+        await upgrade(engine)
+        await dispatcher.ping()
+        async with GitHub.from_settings(settings, on_token=redactor.add) as github:
+            store = Store(engine)
+            reporter = Reporter(github, store, redactor)
+            conductor = Conductor(
+                settings=settings,
+                store=store,
+                dispatcher=dispatcher,
+                facts=FactFinder(github),
+                reporter=reporter,
+                known_agents=known_agents(),
+            )
+            inbox = Inbox(engine)
+            housekeeping = Housekeeping(
+                store=store,
+                dispatcher=dispatcher,
+                reporter=reporter,
+                prune=lambda: inbox.prune(datetime.now(UTC) - KEEP_DELIVERIES),
+            )
+            app = create_app(
+                settings,
+                inbox=inbox,
+                wanted=router.wanted,
+                on_delivery=lambda delivery: handle(delivery, conductor),
+                checks={"database": store.ping, "redis": dispatcher.ping},
+            )
+            async with _listening(app, settings) as address:
+                keeper = asyncio.create_task(housekeeping.run(), name="housekeeping")
+                log.info(
+                    "serving",
+                    address=address,
+                    version=__version__,
+                    github=settings.github_api_url,
+                    database=redacted_url(settings.sql_url),
+                )
+                try:
+                    yield address
+                finally:
+                    keeper.cancel()
+                    await asyncio.gather(keeper, return_exceptions=True)
+    finally:
+        dispatcher.close()
+        await engine.dispose()
+
+
+async def handle(delivery: Delivery, conductor: Conductor) -> None:
+    """Give a stored delivery to the handlers. Raises when it is to be tried again."""
+    try:
+        event = parse_event(delivery.id, delivery.event, orjson.loads(zlib.decompress(delivery.body)))
+    except NotForUs as error:
+        log.info("not for us", delivery=delivery.id, event_name=delivery.event, reason=str(error))
+        return
+    await router.dispatch(event, conductor)
+
+
+@asynccontextmanager
+async def _listening(app: web.Application, settings: Settings) -> AsyncIterator[str]:
+    host, port = settings.listen_address
+    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        try:
+            await site.start()
+        except OSError as error:
+            raise InfrastructureError(
+                f"Cannot listen on {settings.listen}: {error.strerror}.",
+                "Set CONDUCTOR_LISTEN to a free host:port.",
+            ) from error
+        yield f"http://{host}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

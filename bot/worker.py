@@ -1,0 +1,102 @@
+"""`conductor worker`: what runs on each worker host, put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import structlog
+from runners.gateway.git import GitRoute
+
+from bot import __version__
+from bot.config import Settings
+from bot.database import create_engine, upgrade
+from bot.facts import FactFinder
+from bot.github import GitHub
+from bot.performer import Performer, Workshop
+from bot.publisher import Publisher
+from bot.queue import Dispatcher
+from bot.redact import Redactor
+from bot.report import Reporter
+from bot.store import Store
+from runners.backends import create_runner
+from runners.gateway.llm import LlmProxy
+from runners.gateway.server import Gateway
+from runners.mirrors import Mirrors
+from runners.provision import create_images
+from runners.sessions import SessionShelf
+from runners.supervisor import Slots, Supervisor
+from runners.worker import QueueThread
+
+log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Supervisor]:
+    """Take and carry out jobs while the block runs. Containers go on when it ends; the next process adopts them."""
+    settings.require("github_app_id", "github_private_key", "redis_url")
+    engine = create_engine(settings.sql_url)
+    dispatcher = Dispatcher(settings.redis_url)
+    runner = create_runner(settings.runner, settings)
+    images = create_images(settings)
+    try:
+        await upgrade(engine)
+        await dispatcher.ping()
+        await runner.check()
+        async with (
+            GitHub.from_settings(settings, on_token=redactor.add) as github,
+            LlmProxy(settings) as llm,
+        ):
+            git = GitRoute(max_push_bytes=settings.max_push_bytes)
+            gateway = Gateway({"git": git.serve, "llm": llm.serve})
+            store = Store(engine)
+            facts, reporter = FactFinder(github), Reporter(github, store, redactor)
+            supervisor = Supervisor(
+                store=store,
+                host=settings.host_name,
+                slots=Slots(settings.slots),
+                lease=timedelta(seconds=settings.lease_seconds),
+                perform=Performer(
+                    Workshop(
+                        settings=settings,
+                        store=store,
+                        github=github,
+                        dispatcher=dispatcher,
+                        facts=facts,
+                        reporter=reporter,
+                        publisher=Publisher(
+                            settings=settings,
+                            store=store,
+                            github=github,
+                            reporter=reporter,
+                            redactor=redactor,
+                        ),
+                        redactor=redactor,
+                        runner=runner,
+                        images=images,
+                        gateway=gateway,
+                        mirrors=Mirrors(settings.data_dir / "mirrors"),
+                        sessions=SessionShelf(settings.data_dir / "sessions"),
+                    )
+                ),
+            )
+            queue = QueueThread(settings.redis_url, supervisor, asyncio.get_running_loop())
+            await supervisor.adopt()
+            supervising = asyncio.create_task(supervisor.run(), name="supervisor")
+            queue.start()
+            log.info("working", host=settings.host_name, slots=settings.slots, version=__version__)
+            try:
+                yield supervisor
+            finally:
+                supervising.cancel()
+                await asyncio.gather(supervising, return_exceptions=True)
+                await supervisor.close()
+                await queue.stop()
+                await gateway.aclose()
+    finally:
+        await images.close()
+        await runner.close()
+        dispatcher.close()
+        await engine.dispose()

@@ -1,0 +1,138 @@
+"""The RQ side of a worker host: takes an id from Redis when a slot is free, and hands it to the supervisor.
+
+The RQ worker runs in a thread of its own and never runs an agent: a job of its own is over as soon as the attempt was
+claimed. It does not fork and handles no signals.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+from rq import Queue, SimpleWorker
+from rq.job import Job as RQJob
+from rq.serializers import JSONSerializer
+from rq.timeouts import TimerDeathPenalty
+
+from bot.queue import QUEUE_NAME, connect
+from runners.supervisor import Slots, Supervisor
+
+log = structlog.get_logger(__name__)
+
+WORKER_TTL = 20  # seconds; RQ blocks for 15 less at a time, so that it notices soon that it is to stop
+CLAIM_TIMEOUT = 50.0  # seconds; less than the RQ job's own limit
+RECONNECT_DELAYS = (0.5, 1.0, 2.0, 5.0)  # seconds, the last one again and again
+
+_bound = threading.local()
+
+
+def take(job_id: str) -> bool:
+    """What RQ calls (``bot.queue.ENTRY``): claim the job for the host whose thread this is."""
+    host: QueueThread | None = getattr(_bound, "host", None)
+    if host is None:
+        raise RuntimeError("conductor jobs are taken by `conductor worker`, not by `rq worker`")
+    return host.hand_over(str(job_id))
+
+
+class SlotWorker(SimpleWorker):
+    """An RQ worker that asks Redis for work only while it holds a free slot."""
+
+    death_penalty_class = TimerDeathPenalty  # SIGALRM works in the main thread only
+    slots: Slots
+    taken: bool
+
+    def _install_signal_handlers(self) -> None:
+        """Signals belong to the process, not to this thread."""
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[RQJob, Queue] | None:
+        """Wait for a slot first: what this host cannot start stays in Redis, for another one."""
+        while not self.slots.acquire(1.0):
+            self.heartbeat()
+            if self._stop_requested:
+                return None
+        result = None
+        try:
+            result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
+            return result
+        finally:
+            if result is None:
+                self.slots.release()
+
+    def execute_job(self, job: RQJob, queue: Queue) -> None:
+        """Run `take`; the slot goes with the attempt, or back."""
+        self.taken = False
+        try:
+            super().execute_job(job, queue)
+        finally:
+            if not self.taken:
+                self.slots.release()
+
+    def request_shutdown(self) -> None:
+        """Stop after the current round."""
+        self._stop_requested = True
+
+
+class QueueThread:
+    """Keeps an RQ worker going in a thread, also across outages of Redis."""
+
+    def __init__(self, url: str, supervisor: Supervisor, loop: asyncio.AbstractEventLoop) -> None:
+        self._url = url
+        self._supervisor = supervisor
+        self._loop = loop
+        self._stopping = threading.Event()
+        self._worker: SlotWorker | None = None
+        self._thread = threading.Thread(target=self._run, name="rq", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take work."""
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Take no more work; returns when the thread has ended (some seconds)."""
+        self._stopping.set()
+        if self._worker is not None:
+            self._worker.request_shutdown()
+        await asyncio.to_thread(self._thread.join, WORKER_TTL)
+
+    def hand_over(self, job_id: str) -> bool:
+        """Called in the thread: let the supervisor claim the job on its loop."""
+        future = asyncio.run_coroutine_threadsafe(self._supervisor.take(job_id), self._loop)
+        taken = future.result(CLAIM_TIMEOUT)
+        if self._worker is not None:
+            self._worker.taken = taken
+        return taken
+
+    def _run(self) -> None:
+        _bound.host = self
+        failures = 0
+        while not self._stopping.is_set():
+            connection = connect(self._url, blocking_for=WORKER_TTL)
+            try:
+                self._worker = self._new_worker(connection)
+                self._worker.slots = self._supervisor.slots
+                if self._stopping.is_set():
+                    return
+                self._worker.work(logging_level="WARNING")
+                failures = 0
+            except RedisError as error:
+                delay = RECONNECT_DELAYS[min(failures, len(RECONNECT_DELAYS) - 1)]
+                log.warning("Redis does not answer", error=str(error), again_in=delay)
+                failures += 1
+                self._stopping.wait(delay)
+            finally:
+                connection.close()
+
+    def _new_worker(self, connection: Any) -> SlotWorker:
+        # one queue: only then RQ moves ids atomically (BLMOVE) instead of popping them
+        return SlotWorker(
+            [Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)],
+            connection=connection,
+            serializer=JSONSerializer,
+            worker_ttl=WORKER_TTL,
+            log_job_description=False,
+        )
