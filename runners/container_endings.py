@@ -38,7 +38,7 @@ class Endings:
 
     def __init__(self, connect: Callable[[], APIClient], labels: Mapping[str, str], key: str) -> None:
         self._connect = connect
-        self._filters = {"type": "container", "event": "die"}
+        self._filters = {"type": "container", "event": ["die", "destroy"]}
         self._labels = [f"{name}={value}" for name, value in labels.items()]
         self._key = key
         self._waiting: dict[str, set[asyncio.Event]] = {}

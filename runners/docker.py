@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import requests
 import urllib3
@@ -73,6 +74,7 @@ class DockerRunner:
         self._labels = {LABEL: "1", HOST_LABEL: self._host}
         self._endings = Endings(self._connect, self._labels, ATTEMPT_LABEL)
         self._stopped: set[str] = set()
+        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def check(self) -> None:
         """Raise InfrastructureError when the engine is silent, too old, or cannot lock containers."""
@@ -85,8 +87,8 @@ class DockerRunner:
         cancelled it may leave a container behind, which :meth:`list` finds. Raises ConfigurationError when
         a folder must not be mounted.
         """
-        container_lock.checked_attempt_id(spec.attempt_id)
-        return await self._call("start the container", lambda engine: self._start(engine, spec))
+        async with self._starting.setdefault(spec.attempt_id, asyncio.Lock()):
+            return await self._call("start the container", lambda engine: self._start(engine, spec))
 
     async def wait(self, handle: Handle) -> Exit:
         """Return when the container has ended. A restart of the engine meanwhile is waited out."""
@@ -292,7 +294,7 @@ class DockerRunner:
 
 
 def _name(attempt_id: str) -> str:
-    return f"conductor-{attempt_id}"
+    return f"conductor-{container_lock.checked_attempt_id(attempt_id)}"
 
 
 def _volumes(attempt_id: str) -> dict[str, str]:

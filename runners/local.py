@@ -68,7 +68,7 @@ class LocalRunner:
                 "Use CONDUCTOR_RUNNER=docker, or agree with CONDUCTOR_ALLOW_LOCAL_RUNNER=true.",
             )
         self._attempts = settings.data_dir.absolute() / "attempts"
-        self._starting = threading.Lock()
+        self._folders = threading.Lock()  # one makes or deletes an attempt's folders at a time
 
     async def check(self) -> None:
         """Raise InfrastructureError when this is no Linux with pidfds, or the data folder is not writable."""
@@ -124,18 +124,17 @@ class LocalRunner:
             _send(pidfd, signal.SIGTERM)  # its init hands it to the program
             await self.unpause(handle)  # or a frozen one could not obey
             if not await _readable(pidfd, grace):
-                await self._kill_all(handle)
-                await _end_init(pidfd)
+                await self._end(handle, pidfd)
             _reap(pidfd)
         await self._kill_all(handle)
 
     async def pause(self, handle: Handle) -> None:
         """Freeze its processes with SIGSTOP."""
-        await self._until_none(handle, signal.SIGSTOP, "freeze", settled="Tt")
+        await self._until_none(handle, signal.SIGSTOP, "freeze", settled="Tt", init=True)
 
     async def unpause(self, handle: Handle) -> None:
         """Let them go on with SIGCONT."""
-        await asyncio.to_thread(self._signal_all, handle, signal.SIGCONT)
+        await asyncio.to_thread(self._signal_all, handle, signal.SIGCONT, init=True)
 
     async def list(self) -> builtins.list[Handle]:
         """Every attempt that has a folder of ours, its process running or not."""
@@ -147,12 +146,13 @@ class LocalRunner:
     async def remove(self, handle: Handle) -> None:
         """Kill what runs and delete its folders, following no link."""
         with self._open(handle) as pidfd:
-            await self._kill_all(handle)
             if pidfd is not None:
-                await _end_init(pidfd)
+                _send(pidfd, signal.SIGKILL)  # first, or it could begin the program only now
+                await _readable(pidfd, KILL_TIMEOUT)
                 _reap(pidfd)
+            await self._kill_all(handle)
         try:
-            await asyncio.to_thread(_delete, self._folder(handle))
+            await asyncio.to_thread(self._delete, self._folder(handle))
         except OSError as error:
             raise _disk("delete", error) from error
 
@@ -166,13 +166,17 @@ class LocalRunner:
 
     def _start(self, spec: ContainerSpec) -> Handle:
         folder = self._attempts / spec.attempt_id
-        with self._starting:
+        with self._folders:
             if not (folder / STATE).exists():
                 _delete(folder)  # of a start that was cut short: the work must be fresh
                 for name in FOLDERS:
                     (folder / name).mkdir(mode=0o700, parents=True)
                 self._spawn(folder, spec)
         return self._handle(spec.attempt_id)
+
+    def _delete(self, folder: Path) -> None:
+        with self._folders:
+            _delete(folder)
 
     def _spawn(self, folder: Path, spec: ContainerSpec) -> None:
         order = {
@@ -246,37 +250,34 @@ class LocalRunner:
             if pidfd is not None:
                 os.close(pidfd)
 
-    def _members(self, handle: Handle) -> builtins.list[_Process]:
-        """Every living process of the attempt but its init, however it tried to leave."""
+    def _members(self, handle: Handle, init: bool) -> builtins.list[_Process]:
+        """Every living process of the attempt, however it tried to leave; ``init``: its init too."""
         known = self._known(handle)
         if known is None:
             return []
         pid, started = known
         processes = {process.pid: process for process in _processes()}
-        init = processes.get(pid)
-        reused = init is not None and init.started != started
+        first = processes.get(pid)
+        reused = first is not None and first.started != started
         cookie = f"CONDUCTOR_WORKSPACE={self._folder(handle) / 'workspace'}".encode()
         found = {
             process.pid
             for process in processes.values()
             if (process.session == pid and not reused) or cookie in _environ(process.pid)
         }
-        if init is not None and not reused:
-            found.add(pid)
         size = -1
         while size != len(found):
             size = len(found)
             found |= {process.pid for process in processes.values() if process.parent in found}
-        return [
-            processes[one]
-            for one in found
-            if one not in (pid, os.getpid()) and processes[one].state not in "ZX"
-        ]
+        found -= {os.getpid()} if init else {os.getpid(), pid}
+        return [processes[one] for one in found if processes[one].state not in "ZX"]
 
-    def _signal_all(self, handle: Handle, number: signal.Signals, settled: str = "") -> int:
+    def _signal_all(
+        self, handle: Handle, number: signal.Signals, settled: str = "", init: bool = False
+    ) -> int:
         """Signal every process of the attempt that is in none of the states ``settled``; how many."""
         count = 0
-        for process in self._members(handle):
+        for process in self._members(handle, init):
             if process.state not in settled:
                 count += 1
                 pidfd = _open_process(process.pid, process.started)
@@ -287,17 +288,26 @@ class LocalRunner:
                         os.close(pidfd)
         return count
 
-    async def _until_none(self, handle: Handle, number: signal.Signals, what: str, settled: str = "") -> None:
+    async def _until_none(
+        self, handle: Handle, number: signal.Signals, what: str, settled: str = "", init: bool = False
+    ) -> None:
         """Signal again and again until no process is left to signal: more may be born meanwhile."""
         until = time.monotonic() + KILL_TIMEOUT
-        while left := await asyncio.to_thread(self._signal_all, handle, number, settled):
+        while left := await asyncio.to_thread(self._signal_all, handle, number, settled, init):
             if time.monotonic() > until:
-                raise InfrastructureError(
-                    f"{left} processes of attempt {handle.attempt_id} did not {what} "
-                    f"in {KILL_TIMEOUT:.0f} seconds.",
-                    "Look at them with `ps`: they hang in the kernel, or belong to another user.",
-                )
+                raise _stuck(handle, f"{left} processes", what)
             await asyncio.sleep(0.01)
+
+    async def _end(self, handle: Handle, pidfd: int) -> None:
+        """Kill everything of the attempt until its init has seen the program die and told how."""
+        until = time.monotonic() + KILL_TIMEOUT
+        while not _is_over(pidfd):
+            await self._kill_all(handle)
+            if time.monotonic() > until + KILL_TIMEOUT:
+                raise _stuck(handle, "The first process", "die")
+            if time.monotonic() > until:
+                _send(pidfd, signal.SIGKILL)  # something keeps our own init from its work
+            await _readable(pidfd, 0.05)
 
     async def _kill_all(self, handle: Handle) -> None:
         await self._until_none(handle, signal.SIGKILL, "die")
@@ -391,17 +401,17 @@ async def _readable(pidfd: int, seconds: float | None = None) -> bool:
     return True
 
 
-async def _end_init(pidfd: int) -> None:
-    """Let the init whose program is dead end; it is killed only when something keeps it from that."""
-    if not await _readable(pidfd, KILL_TIMEOUT):
-        _send(pidfd, signal.SIGKILL)
-        await _readable(pidfd, KILL_TIMEOUT)
-
-
 def _reap(pidfd: int) -> None:
     # it is no child of ours when an earlier worker started it; then init reaps it
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+
+
+def _stuck(handle: Handle, who: str, what: str) -> InfrastructureError:
+    return InfrastructureError(
+        f"{who} of attempt {handle.attempt_id} did not {what} in {KILL_TIMEOUT:.0f} seconds.",
+        "Look with `ps`: such a process hangs in the kernel, or belongs to another user.",
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------
