@@ -232,7 +232,6 @@ import_image() {
 
 provide_image() {
   has_image && return 0
-  has_engine || { why[image]="there is no Docker engine"; return 1; }
   step "pulling $BASE_IMAGE" timeout "$PULL_TIMEOUT" docker pull "$BASE_IMAGE" && return 0
   if ! may_install; then
     why[image]="it could not be pulled, and $(why_not "docker pull $BASE_IMAGE, or debootstrap and docker import")"
@@ -254,6 +253,7 @@ begin=$EPOCHREALTIME
 if [[ $mode != --check ]]; then
   if may_install; then provide_packages; fi
   provide_engine && provide_image
+  has_engine || why[image]="there is no Docker engine to hold it"
 fi
 
 missing=0
