@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from io import BytesIO
 from typing import Any, Protocol
 
 import aiohttp
@@ -159,7 +160,7 @@ class LlmProxy:
         path, mark, query = tail.partition("?")
         if not mark:
             query = request.rel_url.raw_query_string
-        name, _, path = path.strip("/").partition("/")
+        name, _, path = path.partition("/")
         provider = PROVIDERS.get(name)
         if provider is None:
             known = ", ".join(PROVIDERS)
@@ -189,7 +190,11 @@ class LlmProxy:
         started = time.monotonic()
         try:
             async with self._connected().request(
-                request.method, url, headers=headers, data=body or None, allow_redirects=False
+                request.method,
+                url,
+                headers=headers,
+                data=BytesIO(body) if body else None,
+                allow_redirects=False,
             ) as answer:
                 return await call.relay(request, answer)
         except (aiohttp.ClientError, TimeoutError) as error:
