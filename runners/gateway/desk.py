@@ -247,6 +247,11 @@ class Desk:
             self._notify()
 
     @property
+    def turns_given(self) -> int:
+        """How many turns were given so far."""
+        return len(self._turns)
+
+    @property
     def finished(self) -> bool:
         """Whether the attempt gets no more turns."""
         return self._finished
