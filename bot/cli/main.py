@@ -19,7 +19,7 @@ from bot.store import Store
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="conductor")
 def main() -> None:
-    """Agent Conductor: coding agents for your GitHub repositories, on your own machines.
+    r"""Agent Conductor: coding agents for your GitHub repositories, on your own machines.
 
     Somebody labels an issue `agent` or writes `/agent fix this` in a comment; a coding agent works on it in a locked
     container; the bot opens a pull request and tells how it went.

@@ -1,0 +1,55 @@
+# Every target sets up what it needs by itself.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+AGENT ?= shell
+RUNNER ?= auto
+PYTEST ?=
+BIN := .venv/bin
+# Tests create many files; memory is faster than a disk. Nothing is kept there.
+TEST_TMP := $(shell [ -d /dev/shm ] && [ -w /dev/shm ] && echo /dev/shm || echo $${TMPDIR:-/tmp})
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+.PHONY: demo
+demo: ## Play the whole story on this machine (AGENT=shell|claude|codex, RUNNER=auto|docker|local)
+	@.ci/venv
+	@$(BIN)/conductor demo --agent $(AGENT) --runner $(RUNNER)
+
+.PHONY: test
+test: ## Lint, check types and run every test; installs what they need where it may
+	@.ci/venv dev
+	@tests/provision.sh
+	@$(MAKE) --no-print-directory lint
+	@TMPDIR=$(TEST_TMP) $(BIN)/pytest $(PYTEST)
+
+.PHONY: lint
+lint: ## Check style and types
+	@.ci/venv dev
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+
+.PHONY: format
+format: ## Format the code
+	@.ci/venv dev
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+.PHONY: bench
+bench: ## Measure, as ratios against baselines taken in the same run
+	@.ci/venv dev
+	@tests/provision.sh
+	@TMPDIR=$(TEST_TMP) $(BIN)/python -m tests.bench
+
+.PHONY: wheel
+wheel: ## Build the wheel into dist/
+	@.ci/venv dev
+	@$(BIN)/python -m build --wheel --outdir dist . >/dev/null
+	@ls dist/*.whl
+
+.PHONY: clean
+clean: ## Remove what these targets made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

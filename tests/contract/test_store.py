@@ -1,0 +1,184 @@
+"""The store on SQLite and on PostgreSQL: the same promises."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from bot.errors import StaleAttempt
+from bot.model import (
+    Actor,
+    AttemptState,
+    FailureKind,
+    Job,
+    JobState,
+    Phase,
+    Repo,
+    TargetKind,
+    Trigger,
+    Usage,
+)
+from bot.store import Store, usage_columns
+
+START = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
+
+
+def job(number: int = 1, ordinal: int = 0, **changes: object) -> Job:
+    values: dict[str, object] = {
+        "id": f"j{number:06}{ordinal:06}",
+        "repo": Repo(owner="acme", name="hello", id=10, installation_id=20),
+        "number": number,
+        "target": TargetKind.issue,
+        "trigger": Trigger(
+            delivery_id=f"d{number}-{ordinal}",
+            event="issue_comment.created",
+            actor=Actor(login="maria", id=3, type="User"),
+            comment_id=77,
+        ),
+        "agent": "shell",
+        "model": None,
+        "instructions": "do it ✅",
+        "title": "T",
+        "body": "B",
+        "timeout": 600,
+        "state": JobState.queued,
+        "created_at": START + timedelta(seconds=ordinal),
+    }
+    return Job(**values | changes)  # type: ignore[arg-type]
+
+
+async def test_a_job_comes_back_as_it_was_saved(store: Store) -> None:
+    saved = job(usage=Usage(input_tokens=5, requests=1, cost=None), base="main", retry_of="jx")
+    assert await store.add_job(saved)
+    assert await store.job(saved.id) == saved
+    assert await store.job("nobody") is None
+
+
+async def test_the_same_trigger_makes_one_job(store: Store) -> None:
+    assert sorted(await asyncio.gather(*(store.add_job(job()) for _ in range(10)))) == [False] * 9 + [True]
+    assert len(await store.recent_jobs()) == 1
+
+
+async def test_one_of_many_hosts_claims_a_job(store: Store) -> None:
+    await store.add_job(job())
+    claims = await asyncio.gather(*(store.claim(job().id, f"host{n}") for n in range(8)))
+    (claimed,) = [claim for claim in claims if claim]
+    found, attempt = claimed
+    assert (found.state, found.fence, found.phase) == (JobState.running, 1, Phase.image)
+    assert attempt.id == f"{found.id}-1"
+    assert attempt.deadline - attempt.claimed_at == timedelta(seconds=600)
+    assert [other.id for other in await store.attempts_of(attempt.host)] == [attempt.id]
+
+
+async def test_one_job_runs_on_an_issue_and_the_others_keep_their_order(store: Store) -> None:
+    for ordinal in range(3):
+        await store.add_job(job(1, ordinal))
+    await store.add_job(job(2))
+    assert await store.claim(job(1, 2).id, "h") is None  # somebody asked before
+    first = await store.claim(job(1, 0).id, "h")
+    assert first is not None
+    assert await store.claim(job(1, 1).id, "h") is None  # one is running
+    assert await store.claim(job(2).id, "h") is not None  # another issue
+    await store.move(first[0].id, JobState.succeeded, expected=[JobState.running], fence=1)
+    assert await store.claim(job(1, 2).id, "h") is None
+    assert await store.claim(job(1, 1).id, "h") is not None
+
+
+async def test_a_job_that_was_asked_to_stop_is_not_claimed(store: Store) -> None:
+    await store.add_job(job())
+    assert await store.request_cancel(job().id, "maria")
+    assert await store.claim(job().id, "h") is None
+
+
+async def test_finals_never_change(store: Store) -> None:
+    await store.add_job(job())
+    await store.claim(job().id, "h")
+    ended = await store.move(
+        job().id,
+        JobState.failed,
+        expected=[JobState.running],
+        fence=1,
+        failure=str(FailureKind.oom),
+        **usage_columns(Usage(output_tokens=9, requests=2, cost=0.5)),
+    )
+    assert ended is not None
+    assert ended.finished_at is not None
+    assert ended.usage.output_tokens == 9
+    assert await store.move(job().id, JobState.succeeded, expected=[JobState.running]) is None
+    assert not await store.request_cancel(job().id, "maria")
+    with pytest.raises(ValueError, match="no transition"):
+        await store.move(job().id, JobState.running, expected=[JobState.failed])
+    with pytest.raises(ValueError, match=r"move\(\)"):
+        await store.note(job().id, state="queued")
+
+
+async def test_the_fence_makes_an_old_attempt_void(store: Store) -> None:
+    await store.add_job(job())
+    await store.claim(job().id, "one")
+    taken = await store.take_over(job().id, from_fence=1, host="two")
+    assert taken is not None
+    assert taken[0].fence == 2
+    assert await store.take_over(job().id, from_fence=1, host="three") is None
+    assert await store.attempts_of("one") == []
+    with pytest.raises(StaleAttempt):
+        await store.check_fence(job().id, 1)
+    with pytest.raises(StaleAttempt):
+        await store.note(job().id, fence=1, head_sha="a" * 40)
+    assert await store.move(job().id, JobState.succeeded, expected=[JobState.running], fence=1) is None
+    await store.check_fence(job().id, 2)
+    # the time limit counts from the first start
+    assert taken[1].deadline == (taken[0].started_at or START) + timedelta(seconds=600)
+
+
+async def test_a_silent_host_loses_its_attempts_and_a_living_one_does_not(store: Store) -> None:
+    await store.host_seen("alive", 2, START)
+    await store.host_seen("alive", 3, START)
+    for number, host in ((1, "alive"), (2, "silent")):
+        await store.add_job(job(number))
+        await store.claim(job(number).id, host)
+    assert await store.lost_attempts(timedelta(minutes=1)) == []  # just claimed
+    lost = await store.lost_attempts(timedelta(0) - timedelta(seconds=1))
+    assert {attempt.host for attempt in lost} == {"alive", "silent"}  # nobody was seen in the future
+    await store.host_seen("alive", 3, START)
+    assert {a.host for a in await store.lost_attempts(timedelta(microseconds=1))} <= {"silent", "alive"}
+
+
+async def test_ends_are_told_until_they_were_reported(store: Store) -> None:
+    await store.add_job(job())
+    assert await store.unreported_jobs() == []
+    await store.move(job().id, JobState.cancelled, expected=[JobState.queued])
+    assert [found.id for found in await store.unreported_jobs()] == [job().id]
+    await store.mark_reported(job().id, JobState.cancelled)
+    assert await store.unreported_jobs() == []
+
+
+async def test_jobs_of_an_issue_and_of_its_pull_request(store: Store) -> None:
+    await store.add_job(job(1))
+    await store.add_job(job(1, 1))
+    await store.note(job(1).id, pull_number=9)
+    assert [found.id for found in await store.jobs_on(10, 1)] == [job(1, 1).id, job(1).id]
+    assert [found.id for found in await store.jobs_on(10, 9)] == [job(1).id]
+    assert await store.queue_position(job(1, 1)) == 1
+
+
+async def test_sessions_turns_and_answers(store: Store) -> None:
+    await store.add_job(job())
+    claimed = await store.claim(job().id, "h")
+    assert claimed is not None
+    attempt = claimed[1]
+    for _ in range(2):  # a repeated step changes nothing
+        await store.begin_turn(attempt, 1, "prompt")
+    await store.end_turn(attempt, 1, {"exit_code": 0})
+    await store.set_attempt(attempt, AttemptState.ended)
+    assert await store.attempts_of("h") == []
+    assert await store.session("t", "claude") is None
+    await store.save_session("t", "claude", "s1")
+    await store.save_session("t", "claude", "s2")
+    assert await store.session("t", "claude") == "s2"
+    assert await store.session("t", "codex") is None
+    assert await store.say_once("k")
+    assert not await store.say_once("k")
+    await store.unsay("k")
+    assert await store.say_once("k")

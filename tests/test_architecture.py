@@ -1,0 +1,153 @@
+"""The layers of the design: imports point down; and the App's manifest fits the handlers."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from handlers.table import router
+
+ROOT = Path(__file__).parents[1]
+
+#: Lower numbers must not import higher ones. The longest prefix of a module's name counts.
+LAYERS: dict[str, int] = {
+    "bot": 0,  # __init__: the version
+    "bot.model": 0,
+    "bot.errors": 0,
+    "bot.branches": 1,
+    "bot.changes": 1,
+    "bot.config": 1,
+    "bot.events": 1,
+    "bot.images": 1,
+    "bot.policy": 1,
+    "bot.ports": 1,
+    "bot.prompts": 1,
+    "bot.redact": 1,
+    "bot.render": 1,
+    "bot.results": 1,
+    "bot.routing": 1,
+    "bot.signature": 1,
+    "bot.slash": 1,
+    "bot.steps": 1,
+    "bot.usage": 1,
+    "bot.database": 2,
+    "bot.embedded_redis": 2,
+    "bot.githttp": 2,
+    "bot.github": 2,
+    "bot.github_auth": 2,
+    "bot.github_cache": 2,
+    "bot.github_errors": 2,
+    "bot.github_limits": 2,
+    "bot.github_transport": 2,
+    "bot.inbox": 2,
+    "bot.logs": 2,
+    "bot.migrations": 2,
+    "bot.queue": 2,
+    "bot.schema": 2,
+    "bot.store": 2,
+    "runners": 2,
+    "bot.conductor": 3,
+    "bot.facts": 3,
+    "bot.housekeeping": 3,
+    "bot.performer": 3,
+    "bot.publisher": 3,
+    "bot.report": 3,
+    "handlers": 4,
+    "bot.cli": 5,
+    "bot.__main__": 5,
+    "bot.sandbox": 5,
+    "bot.server": 5,
+    "bot.web": 5,
+    "bot.worker": 5,
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in ("bot", "handlers", "runners"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def layer(module: str) -> int | None:
+    """The layer of a module of ours; None for other people's."""
+    if module.split(".")[0] not in ("bot", "handlers", "runners"):
+        return None
+    name = module
+    while name:
+        if name in LAYERS and (name != "bot" or module == "bot"):
+            return LAYERS[name]
+        name = name.rpartition(".")[0]
+    raise AssertionError(f"{module} has no layer: put it into LAYERS, where the design wants it")
+
+
+def imports(path: Path) -> Iterator[str]:
+    known = dict(modules())
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in known else node.module
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=[name for name, _ in modules()])
+def test_imports_point_down(module: str, path: Path) -> None:
+    own = layer(module)
+    assert own is not None
+    wrong = [name for name in imports(path) if (other := layer(name)) is not None and other > own]
+    assert not wrong, f"{module} (layer {own}) imports {wrong}"
+
+
+@pytest.mark.parametrize("banned", ["utils", "helpers", "manager", "common", "misc", "base", "service"])
+def test_no_module_is_named_after_nothing(banned: str) -> None:
+    assert [name for name, _ in modules() if name.split(".")[-1] == banned] == []
+
+
+def test_the_web_process_never_imports_a_container_engine() -> None:
+    code = "import sys, bot.server, bot.cli.main; print('docker' in sys.modules, 'runners.docker' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_the_manifest_asks_for_the_events_that_handlers_want() -> None:
+    manifest = yaml.safe_load((ROOT / "app.yml").read_text())
+    assert set(manifest["default_events"]) == set(router.wanted)
+
+
+def test_the_manifest_asks_for_no_more_than_is_used() -> None:
+    manifest = yaml.safe_load((ROOT / "app.yml").read_text())
+    assert manifest["default_permissions"] == {
+        "metadata": "read",
+        "contents": "write",
+        "issues": "write",
+        "pull_requests": "write",
+        "checks": "write",
+    }
+
+
+def test_only_one_module_writes_to_github() -> None:
+    """Reads are in bot.facts, writes in bot.report; bot.github holds the client, with its own token calls."""
+    writers: list[str] = []
+    for name, path in modules():
+        if name.startswith(("bot.sandbox", "bot.github")):
+            continue
+        writers += [name for node in ast.walk(ast.parse(path.read_text())) if _writes(node)]
+    assert set(writers) == {"bot.report"}
+
+
+def _writes(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("post", "patch", "put", "delete")
+        and isinstance(node.func.value, ast.Name | ast.Call)
+        and "client" in ast.dump(node.func.value)
+    )

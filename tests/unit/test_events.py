@@ -1,0 +1,75 @@
+"""What payloads say, on GitHub's own examples."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bot.events import NotForUs, parse_event
+from bot.model import TargetKind
+
+EXAMPLES = Path(__file__).parents[1] / "payloads" / "webhooks-examples.json.gz"
+
+
+def examples(event: str, action: str) -> list[dict[str, Any]]:
+    table = json.loads(gzip.decompress(EXAMPLES.read_bytes()))
+    found = [payload for payload in table[event] if payload.get("action") == action]
+    assert found, f"no example of {event}.{action}"
+    return [payload | {"installation": {"id": 5, "node_id": "x"}} for payload in found]
+
+
+def test_a_label_on_an_issue() -> None:
+    for payload in examples("issues", "labeled"):
+        event = parse_event("d", "issues", payload)
+        assert event.kind == "issues.labeled"
+        assert event.target is TargetKind.issue
+        assert event.label == payload["label"]["name"]
+        assert event.repo.full_name == payload["repository"]["full_name"]
+        assert event.actor.login == payload["sender"]["login"]
+        assert event.title == payload["issue"]["title"]
+
+
+def test_comments_on_issues_and_on_pull_requests_are_told_apart() -> None:
+    targets = set()
+    for payload in examples("issue_comment", "created"):
+        event = parse_event("d", "issue_comment", payload)
+        assert event.comment is not None
+        assert event.comment.body == payload["comment"]["body"]
+        assert (event.target is TargetKind.pull_request) == ("pull_request" in payload["issue"])
+        targets.add(event.target)
+    assert TargetKind.issue in targets
+
+
+def test_an_inline_comment_is_about_its_pull_request() -> None:
+    for payload in examples("pull_request_review_comment", "created"):
+        event = parse_event("d", "pull_request_review_comment", payload)
+        assert event.target is TargetKind.pull_request
+        assert event.number == payload["pull_request"]["number"]
+        assert event.comment is not None
+        assert event.comment.kind == "review"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [{}, {"repository": None}, {"installation": {"id": 1}, "repository": {"id": 1}}, {"sender": []}],
+)
+def test_a_payload_without_what_it_must_have_is_not_for_us(payload: dict[str, Any]) -> None:
+    with pytest.raises(NotForUs):
+        parse_event("d", "issues", payload)
+
+
+def test_no_official_payload_breaks_the_parser() -> None:
+    table = json.loads(gzip.decompress(EXAMPLES.read_bytes()))
+    parsed = 0
+    for name, payloads in table.items():
+        for payload in payloads:
+            try:
+                parse_event("d", name, payload | {"installation": {"id": 5}})
+                parsed += 1
+            except NotForUs:
+                continue
+    assert parsed > 50
