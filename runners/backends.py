@@ -32,7 +32,7 @@ def create_runner(name: str, settings: Settings) -> Runner:
     try:
         module = importlib.import_module(module_name)
         factory = getattr(module, class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"The runner {name!r} cannot be imported: {error}.",
             "Check CONDUCTOR_RUNNER, and that its package is installed beside this one.",

@@ -19,6 +19,7 @@ from docker.types import CancellableStream
 _OVERLAP = 5  # seconds of past events asked for again: the engine answers before it has subscribed us
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
+_JOIN = 5.0
 
 FOLLOW_ERRORS = (
     DockerException,
@@ -67,7 +68,8 @@ class Endings:
         self._closing.set()
         self._cut()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            # bounded: a hung engine may keep it in a call, and it is a daemon
+            await asyncio.to_thread(self._thread.join, _JOIN)
             self._thread = None
 
     def _start(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ from weakref import WeakValueDictionary
 import requests
 import urllib3
 from docker import APIClient
+from docker.constants import DEFAULT_UNIX_SOCKET
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
-from docker.utils import kwargs_from_env
+from docker.utils import kwargs_from_env, version_gte, version_lt
 
 from bot.config import Settings
 from bot.errors import InfrastructureError
@@ -28,7 +30,8 @@ LABEL = "agent-conductor"
 ATTEMPT_LABEL = "agent-conductor.attempt"
 HOST_LABEL = "agent-conductor.host"
 
-OLDEST_API = (1, 41)  # Engine 20.10
+OLDEST_API = "1.41"  # Engine 20.10
+SECCOMP_BY_NAME_API = "1.42"  # Engine 23: "seccomp=builtin" is understood
 CALL_TIMEOUT = 120  # seconds of silence after which a call has failed
 MEET_TIMEOUT = 15  # the same for the first calls, which are light
 THREADS = 8  # more do not start containers faster: the engine is busy then
@@ -68,11 +71,12 @@ class DockerRunner:
     def __init__(self, settings: Settings, *, engine: str | None = None) -> None:
         self._host = settings.host_name
         self._where: dict[str, Any] = {"base_url": engine} if engine else dict(kwargs_from_env())
+        self._socket = _socket_of(self._where.get("base_url"))
         self._executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="docker")
         self._engine: _Engine | None = None
         self._connecting = asyncio.Lock()
         self._labels = {LABEL: "1", HOST_LABEL: self._host}
-        self._endings = Endings(self._connect, self._labels, ATTEMPT_LABEL)
+        self._endings = Endings(self._follower, self._labels, ATTEMPT_LABEL)
         self._stopped: set[str] = set()
         self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -172,6 +176,7 @@ class DockerRunner:
 
         def run() -> _T:
             try:
+                self._knock()
                 return function(engine)
             except (
                 DockerException,
@@ -183,24 +188,40 @@ class DockerRunner:
 
         return await loop.run_in_executor(self._executor, run)
 
-    def _connect(self) -> APIClient:
-        client = APIClient(**self._where, timeout=MEET_TIMEOUT, max_pool_size=THREADS)
+    def _knock(self) -> None:
+        """Raise OSError when nobody listens: the SDK would leave its own failed socket open."""
+        if self._socket is not None:
+            with socket.socket(socket.AF_UNIX) as door:
+                door.settimeout(MEET_TIMEOUT)
+                door.connect(str(self._socket))
+
+    def _connect(self, version: str) -> APIClient:
+        client = APIClient(**self._where, version=version, timeout=MEET_TIMEOUT, max_pool_size=THREADS)
         client.timeout = CALL_TIMEOUT
         return client
 
+    def _follower(self) -> APIClient:
+        """The client of the thread that follows the engine's events."""
+        if self._engine is None:
+            raise DockerException("the engine was not met yet")  # the thread tries again at once
+        self._knock()
+        return self._connect(self._engine.client.api_version)
+
     def _meet(self) -> _Engine:
         try:
-            client = self._connect()
+            self._knock()
+            # made with a version, so that the SDK does not ask for it: its constructor could not be closed
+            with contextlib.closing(self._connect(OLDEST_API)) as stranger:
+                version = stranger.version(api_version=False)
+                _check_age(version)
+            client = self._connect(version["ApiVersion"])
+            try:
+                return _checked_engine(client)
+            except BaseException:
+                client.close()
+                raise
         except (DockerException, requests.RequestException, OSError) as error:
             raise InfrastructureError(f"The Docker engine cannot be used: {error}.", _START_HINT) from error
-        try:
-            return _checked_engine(client)
-        except (DockerException, requests.RequestException, OSError) as error:
-            client.close()
-            raise _explained("tell about itself", error) from error
-        except BaseException:
-            client.close()
-            raise
 
     # --- the attempt's container --------------------------------------------------------------------
 
@@ -240,7 +261,7 @@ class DockerRunner:
     def _create(self, engine: _Engine, spec: ContainerSpec) -> None:
         client = engine.client
         labels = {**spec.labels, **self._labels, ATTEMPT_LABEL: spec.attempt_id}
-        mounted = container_lock.mounts(spec, _volumes(spec.attempt_id), labels, self._engine_socket())
+        mounted = container_lock.mounts(spec, _volumes(spec.attempt_id), labels, self._socket)
         client.create_container(
             spec.image,
             # with an entrypoint of ours and no command, neither of the image's is used
@@ -257,10 +278,6 @@ class DockerRunner:
                 spec, client.api_version, mounted, engine.cpus, engine.security
             ),
         )
-
-    def _engine_socket(self) -> Path | None:
-        url = str(self._where.get("base_url") or "")
-        return Path(url.partition("://")[2]) if url.startswith(("unix://", "http+unix://")) else None
 
     async def _state(self, handle: Handle) -> Mapping[str, Any] | None:
         found = await self._call(
@@ -390,18 +407,25 @@ async def _set_within(woken: asyncio.Event, seconds: float) -> None:
         await asyncio.wait_for(woken.wait(), seconds)
 
 
+def _socket_of(url: str | None) -> Path | None:
+    """The engine's Unix socket on this machine; None when it is reached in another way."""
+    scheme, _, path = (url or DEFAULT_UNIX_SOCKET).partition("://")
+    return Path(path) if scheme in ("unix", "http+unix") else None
+
+
+def _check_age(version: Mapping[str, Any]) -> None:
+    if version_lt(version["ApiVersion"], OLDEST_API):
+        raise InfrastructureError(
+            f"The Docker engine is too old: {version.get('Version')} (API {version['ApiVersion']}).",
+            "Install Docker Engine 20.10 or newer.",
+        )
+
+
 def _checked_engine(client: APIClient) -> _Engine:
     """The engine behind ``client`` and what we must know of it.
 
     Raises InfrastructureError when it cannot lock containers as we promise.
     """
-    version = client.version(api_version=False)
-    api = tuple(int(part) for part in str(version["ApiVersion"]).split("."))
-    if api < OLDEST_API:
-        raise InfrastructureError(
-            f"The Docker engine is too old: {version.get('Version')} (API {version['ApiVersion']}).",
-            "Install Docker Engine 20.10 or newer.",
-        )
     info = client.info()
     if info["OSType"] != "linux":
         raise InfrastructureError(
@@ -411,7 +435,7 @@ def _checked_engine(client: APIClient) -> _Engine:
     seccomp = [option for option in options if option.startswith("name=seccomp")]
     if any(option.endswith(("profile=default", "profile=builtin")) for option in seccomp):
         return _Engine(client, cpus=int(info["NCPU"]), security=[])
-    if seccomp and api >= (1, 42):  # since Engine 23 the built-in profile can be asked for by name
+    if seccomp and version_gte(client.api_version, SECCOMP_BY_NAME_API):
         return _Engine(client, cpus=int(info["NCPU"]), security=["seccomp=builtin"])
     raise InfrastructureError(
         "The Docker engine does not use its default seccomp profile, which our containers must have.",
