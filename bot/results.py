@@ -134,10 +134,12 @@ def judge(
     if final is not None and not final.ok:
         told = _kind(final.failure) or FailureKind.agent
         return failed(told, f"{FAILED[told]}: {_quote(final.text or (trouble.text if trouble else ''))}")
-    if signal is not None or exit_code is None or exit_code > 128:
-        return failed(
-            FailureKind.crash, f"The agent was ended by signal {signal or (exit_code or 128) - 128}."
-        )
+    if signal is None and exit_code is not None and exit_code > 128:
+        signal = exit_code - 128  # as a shell tells it, and as programs that handle SIGTERM do
+    if signal is not None:
+        return failed(FailureKind.crash, f"The agent was ended by signal {signal}.")
+    if exit_code is None:
+        return failed(FailureKind.crash, "The agent was gone before it finished.")
     if exit_code != 0 or final is None:
         if trouble is not None and (kind := _kind(trouble.failure)):
             return failed(kind, f"{FAILED[kind]}: {_quote(trouble.text)}")

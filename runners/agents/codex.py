@@ -6,8 +6,11 @@ CODEX_HOME stays unset: its default ``~/.codex`` is in the attempt's own HOME; s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+import orjson
 
 from bot.model import FailureKind, Usage
 from bot.ports import AgentEvent, Command, Turn
@@ -79,17 +82,30 @@ def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
             # the last words came before, as an agent_message
             return [AgentEvent(kind="final", usage=_usage(mapping(event.get("usage"))))]
         case "turn.failed":
-            words = text(mapping(event.get("error")).get("message")) or text(event.get("message"))
+            words = _words(mapping(event.get("error")).get("message") or event.get("message"))
             failure = failure_of(words) or FailureKind.agent
             return [AgentEvent(kind="final", text=words, ok=False, failure=failure.value)]
         case "error":
             # only `turn.failed` is fatal: most of these announce a new try
-            words = text(event.get("message"))
+            words = _words(event.get("message"))
             failed = failure_of(words)
             kind = "retry" if words.startswith("Reconnecting") else "error"
             return [AgentEvent(kind=kind, text=words, ok=False, failure=failed.value if failed else None)]
         case kind:
             return [AgentEvent(kind="log", text=text(kind))]
+
+
+_URL = re.compile(r",? url: https?://\S+?(?=\)|$)")
+
+
+def _words(message: object) -> str:
+    """An error's message without the wrapping: the provider's JSON body, the address inside the container."""
+    words = text(message)
+    try:
+        body = orjson.loads(words)
+    except orjson.JSONDecodeError:
+        return _URL.sub("", words)
+    return text(mapping(mapping(body).get("error")).get("message")) or words
 
 
 def _item_started(item: Mapping[str, Any]) -> list[AgentEvent]:

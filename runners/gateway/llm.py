@@ -7,6 +7,7 @@ the operator's key (``GET /v1/responses/…``, files, batches): that may be anot
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -352,5 +353,10 @@ def _unreachable(provider: Provider, url: URL, error: Exception) -> tuple[int, s
     if isinstance(error, aiohttp.ServerTimeoutError | asyncio.TimeoutError):
         return 504, f"{where} did not answer in time."
     if isinstance(error, aiohttp.ClientConnectorError):
-        return 502, f"{where} cannot be reached: {error.os_error.strerror or 'no connection'}."
+        return 502, f"{where} cannot be reached: {_reason(error.os_error)}."
     return 502, f"{where} closed the connection without an answer ({type(error).__name__})."
+
+
+def _reason(error: OSError) -> str:
+    # asyncio puts the address where the system's words should be
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)

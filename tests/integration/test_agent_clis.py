@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ from runners.agents.registry import agent
 from runners.gateway.llm import LlmProxy
 from tests.llm import Script, ScriptedLlm
 
-pytestmark = [pytest.mark.cli, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.cli, pytest.mark.timeout(400)]  # with both installations
 
 KEY = "sk-real-key-0123456789"
 TOKEN = "attempt-token-abcdef"
@@ -242,6 +243,7 @@ def keep(name: str, outcome: Outcome, made: World) -> None:
             (made.repo, "/workspace/repo"),
             (made.home, "/home/agent"),
             (made.repo.parent, "/workspace"),
+            (re.sub("[^A-Za-z0-9]", "-", str(made.repo)), "-workspace-repo"),  # a folder's name of Claude's
             (made.gateway, "http://127.0.0.1:8080"),
         ):
             text = text.replace(str(path), shown)

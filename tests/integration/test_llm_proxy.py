@@ -315,7 +315,7 @@ async def test_unreachable_provider(path: str, where: str) -> None:
     async with front(f"http://127.0.0.1:{port}") as gate, gate.post(path, {"model": MODEL}) as r:
         assert r.status == 502
         answer = await r.json()
-    assert f"{where} at 127.0.0.1:{port} cannot be reached" in answer["error"]["message"]
+    assert f"{where} at 127.0.0.1:{port} cannot be reached: Connection refused." in answer["error"]["message"]
     assert answer["error"]["type"] == "api_error"
     assert gate.ledger.entries == []
 
