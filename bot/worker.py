@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import structlog
-from runners.gateway.git import GitRoute
 
 from bot import __version__
 from bot.config import Settings
@@ -22,6 +21,7 @@ from bot.redact import Redactor
 from bot.report import Reporter
 from bot.store import Store
 from runners.backends import create_runner
+from runners.gateway.git import GitRoute
 from runners.gateway.llm import LlmProxy
 from runners.gateway.server import Gateway
 from runners.mirrors import Mirrors
@@ -41,14 +41,12 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
     dispatcher = Dispatcher(settings.redis_url)
     runner = create_runner(settings.runner, settings)
     images = create_images(settings)
+    llm = LlmProxy(settings)
     try:
         await upgrade(engine)
         await dispatcher.ping()
         await runner.check()
-        async with (
-            GitHub.from_settings(settings, on_token=redactor.add) as github,
-            LlmProxy(settings) as llm,
-        ):
+        async with GitHub.from_settings(settings, on_token=redactor.add) as github:
             git = GitRoute(max_push_bytes=settings.max_push_bytes)
             gateway = Gateway({"git": git.serve, "llm": llm.serve})
             store = Store(engine)
@@ -96,6 +94,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                 await queue.stop()
                 await gateway.aclose()
     finally:
+        await llm.close()
         await images.close()
         await runner.close()
         dispatcher.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bot.config import Settings
-from bot.errors import ConfigurationError
+from bot.errors import ConductorError, ConfigurationError
 from bot.ports import Agent
 
 SHIM = Path(__file__).with_name("shim.py")
@@ -52,6 +52,10 @@ class AgentImages:
         """The image with ``agent`` in it."""
         return await self._builder.ensure(await self._builder.spec(agent.name, agent.version))
 
+    async def check(self) -> None:
+        """Raise InfrastructureError when the base image is not there and cannot be pulled."""
+        await self._builder.spec("shell", "")
+
     async def close(self) -> None:
         """Break off builds under way."""
         await self._builder.close()
@@ -74,3 +78,22 @@ class OwnPrograms:
 def create_images(settings: Settings) -> Images:
     """What fits the configured runner."""
     return OwnPrograms() if settings.runner == "local" else AgentImages(settings)
+
+
+async def engine_problem(settings: Settings) -> ConductorError | None:
+    """Why agents cannot run in containers here: no engine, or no base image and no way to get one."""
+    from runners.backends import create_runner
+
+    images = AgentImages(settings)
+    try:
+        runner = create_runner("docker", settings)
+        try:
+            await runner.check()
+            await images.check()
+        finally:
+            await runner.close()
+    except ConductorError as error:
+        return error
+    finally:
+        await images.close()
+    return None

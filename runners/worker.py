@@ -22,7 +22,9 @@ from runners.supervisor import Slots, Supervisor
 
 log = structlog.get_logger(__name__)
 
-WORKER_TTL = 20  # seconds; RQ blocks for 15 less at a time, so that it notices soon that it is to stop
+WORKER_TTL = 60  # seconds without a heartbeat after which RQ forgets a worker
+LOOK_INTERVAL = 2  # seconds between looks at a request to stop
+JOIN_TIMEOUT = 10.0  # seconds
 CLAIM_TIMEOUT = 50.0  # seconds; less than the RQ job's own limit
 RECONNECT_DELAYS = (0.5, 1.0, 2.0, 5.0)  # seconds, the last one again and again
 
@@ -51,17 +53,21 @@ class SlotWorker(SimpleWorker):
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[RQJob, Queue] | None:
         """Wait for a slot first: what this host cannot start stays in Redis, for another one."""
-        while not self.slots.acquire(1.0):
-            self.heartbeat()
-            if self._stop_requested:
-                return None
-        result = None
-        try:
-            result = super().dequeue_job_and_maintain_ttl(timeout, max_idle_time)
-            return result
-        finally:
-            if result is None:
-                self.slots.release()
+        del max_idle_time
+        while not self._stop_requested:
+            if not self.slots.acquire(LOOK_INTERVAL):
+                self.heartbeat()
+                continue
+            result = None
+            try:
+                # RQ itself looks for a request to stop between jobs only: come back soon
+                result = super().dequeue_job_and_maintain_ttl(timeout, LOOK_INTERVAL)
+            finally:
+                if result is None:
+                    self.slots.release()
+            if result is not None:
+                return result
+        return None
 
     def execute_job(self, job: RQJob, queue: Queue) -> None:
         """Run `take`; the slot goes with the attempt, or back."""
@@ -97,7 +103,7 @@ class QueueThread:
         self._stopping.set()
         if self._worker is not None:
             self._worker.request_shutdown()
-        await asyncio.to_thread(self._thread.join, WORKER_TTL)
+        await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT)
 
     def hand_over(self, job_id: str) -> bool:
         """Called in the thread: let the supervisor claim the job on its loop."""
@@ -111,7 +117,7 @@ class QueueThread:
         _bound.host = self
         failures = 0
         while not self._stopping.is_set():
-            connection = connect(self._url, blocking_for=WORKER_TTL)
+            connection = connect(self._url, blocking_for=LOOK_INTERVAL)
             try:
                 self._worker = self._new_worker(connection)
                 self._worker.slots = self._supervisor.slots
