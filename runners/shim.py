@@ -34,8 +34,8 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 MAX_LINE = 1 << 20  # bytes of one output line; the rest is cut
 MAX_POST = 512 * 1024  # bytes of one post of events (one longer line may exceed it)
-MAX_POST_LINES = 500
-POST_INTERVAL = 0.04  # seconds between two small posts: bounds what a chatty agent costs the host
+MAX_POST_LINES = 4000
+POST_INTERVAL = 0.02  # seconds between two small posts: bounds what a chatty agent costs the host
 MAX_SPOOL = 256 << 20  # unacknowledged bytes on disk before the agent's output is no longer read
 MAX_HELD = 4 << 20  # the same in memory, for when the disk is full
 MAX_SESSION = 100 << 20  # bytes of a thread's session files

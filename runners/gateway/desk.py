@@ -16,10 +16,19 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from typing_extensions import TypedDict
 
 from bot.errors import ConductorError, InfrastructureError
 from bot.model import Usage
@@ -27,7 +36,6 @@ from runners import shim
 
 MAX_EVENTS = 5000  # in one post
 MAX_LINE = shim.MAX_LINE + 100  # characters: the shim's limit and its note about what was cut
-MAX_SEQ = 1 << 53
 MAX_RECORDED = 200 << 20  # bytes of one attempt's events
 FULL = "The output of this attempt is longer than what is kept of it; the rest is dropped."
 SCAN = 256 * 1024  # bytes read at once from the records
@@ -62,13 +70,21 @@ class Outcome(BaseModel):
     duration: Annotated[float, Field(ge=0, le=10**8, allow_inf_nan=False)] = 0.0
 
 
-class EventPost(BaseModel):
-    """What the shim posts; the events are checked one by one, faster than by a model each."""
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class _PostedEvent(TypedDict):
+    seq: Annotated[int, Field(gt=0, lt=1 << 53)]
+    time: Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]
+    stream: Literal["stdout", "stderr", "conductor"]
+    line: Annotated[str, StringConstraints(max_length=MAX_LINE)]
 
-    model_config = ConfigDict(strict=True, extra="forbid")
 
+@with_config(ConfigDict(strict=True, extra="forbid"))
+class _Post(TypedDict):
     turn: Annotated[int, Field(ge=0, le=1_000_000)]
-    events: Annotated[list[dict[str, object]], Field(max_length=MAX_EVENTS)]
+    events: Annotated[list[_PostedEvent], Field(min_length=1, max_length=MAX_EVENTS)]
+
+
+_POST = TypeAdapter(_Post)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +99,8 @@ class Desk:
     """The state of one attempt in ``directory``. Not thread-safe: it belongs to the worker's event loop.
 
     Layout: ``token`` and ``attempt.json``; ``run/``, the folder that the container sees; ``turns/N.json`` what it
-    was told, ``outcomes/N.json`` what it reported, ``events.jsonl`` what it printed, ``usage.jsonl`` what the LLM
-    proxies counted; ``session.tar`` and ``quarantine.git``.
+    was told, ``outcomes/N.json`` what it reported, ``events.jsonl`` what it printed (one post a line),
+    ``usage.jsonl`` what the LLM proxies counted; ``session.tar`` and ``quarantine.git``.
     """
 
     def __init__(
@@ -171,8 +187,8 @@ class Desk:
         last = _repair(self._events)
         self._size = os.fstat(self._events).st_size
         if last is not None:
-            self._seq = last.seq
-            self._full = last.line == FULL
+            self._seq = last["events"][-1]["seq"]
+            self._full = last["events"][-1]["line"] == FULL
         for entry in _lines(self.directory / "usage.jsonl"):
             with suppress(ValueError, TypeError, KeyError):  # the last one may be torn
                 record = orjson.loads(entry)
@@ -281,46 +297,40 @@ class Desk:
         """
         self._check_open()
         try:
-            post = EventPost.model_validate(orjson.loads(message))
-        except (orjson.JSONDecodeError, ValidationError) as error:
+            post = _POST.validate_json(message)
+        except ValidationError as error:
             raise BadMessage(f"The events are not what the protocol says: {_first(error)}") from error
-        if post.turn > len(self._turns):
-            raise BadMessage(f"There is no turn {post.turn}.")
-        lines: list[bytes] = []
+        if post["turn"] > len(self._turns):
+            raise BadMessage(f"There is no turn {post['turn']}.")
         previous = 0
-        newest = self._seq
-        for raw in post.events:
-            event = _checked(raw, post.turn)
-            if event.seq <= previous:
+        for event in post["events"]:
+            if event["seq"] <= previous:
                 raise BadMessage("The sequence numbers of the events do not rise.")
-            previous = event.seq
-            if event.seq > newest:
-                newest = event.seq
-                lines.append(_encode(event))
-        if lines and not self._full:
-            self._record(lines, newest, post.turn)
-        self._seq = newest
+            if "\n" in event["line"]:
+                raise BadMessage("An event's line is one line.")
+            previous = event["seq"]
+        if previous > self._seq:
+            if post["events"][0]["seq"] <= self._seq:  # some came before
+                post["events"] = [event for event in post["events"] if event["seq"] > self._seq]
+            if not self._full:
+                self._record(post)
+            self._seq = previous
         return self._seq
 
-    def _record(self, lines: list[bytes], newest: int, turn: int) -> None:
-        room = self._max_recorded - self._size
-        kept: list[bytes] = []
-        for line in lines:
-            if len(line) > room:
-                kept.append(_encode(Event(newest, turn, time.time(), "conductor", FULL)))
-                self._full = True
-                break
-            kept.append(line)
-            room -= len(line)
-        data = b"".join(kept)
+    def _record(self, post: _Post) -> None:
+        data = orjson.dumps(post, option=orjson.OPT_APPEND_NEWLINE)
+        full = self._size + len(data) > self._max_recorded
+        if full:
+            seq = post["events"][-1]["seq"]
+            post["events"] = [{"seq": seq, "time": time.time(), "stream": "conductor", "line": FULL}]
+            data = orjson.dumps(post, option=orjson.OPT_APPEND_NEWLINE)
         try:
-            written = os.write(self._events, data)
-            if written != len(data):
+            if os.write(self._events, data) != len(data):
                 raise OSError("the disk is full")
         except OSError:
-            self._full = False
             os.ftruncate(self._events, self._size)
             raise
+        self._full = full
         self._size += len(data)
         self._notify()
 
@@ -341,10 +351,10 @@ class Desk:
                         size *= 2  # one long line
                     offset += cut
                     for line in data[: cut - 1].split(b"\n"):
-                        event = _decode(line)
-                        if event.seq > after:
-                            yield event
-                    await asyncio.sleep(0)  # catching up must not hold the other attempts
+                        for event in _decode(line):
+                            if event.seq > after:
+                                yield event
+                    await asyncio.sleep(0)  # catching up must not hold up the other attempts
                 if ended:
                     return
                 await changed.wait()
@@ -417,40 +427,16 @@ class Desk:
         return [ModelUsage(model, usage) for model, usage in sorted(self._usage.items())]
 
 
-_STREAMS = frozenset({"stdout", "stderr", "conductor"})
-_FIELDS = {"seq", "time", "stream", "line"}
+def _decode(line: bytes) -> Iterator[Event]:
+    post = orjson.loads(line)
+    turn = post["turn"]
+    for event in post["events"]:
+        yield Event(event["seq"], turn, event["time"], event["stream"], event["line"])
 
 
-def _checked(raw: Mapping[str, object], turn: int) -> Event:
-    if raw.keys() != _FIELDS:
-        raise BadMessage("An event has exactly the fields seq, time, stream and line.")
-    seq, when, stream, line = raw["seq"], raw["time"], raw["stream"], raw["line"]
-    if type(seq) is not int or not 0 < seq < MAX_SEQ:
-        raise BadMessage("An event's seq is a positive whole number.")
-    if isinstance(when, bool) or not isinstance(when, int | float) or not 0 <= when < 1e11:
-        raise BadMessage("An event's time is in seconds since 1970.")
-    if not isinstance(stream, str) or stream not in _STREAMS:
-        raise BadMessage("An event's stream is stdout, stderr or conductor.")
-    if not isinstance(line, str) or len(line) > MAX_LINE or "\n" in line:
-        raise BadMessage(f"An event's line is text of at most {MAX_LINE} characters.")
-    return Event(seq, turn, float(when), stream, line)
-
-
-def _encode(event: Event) -> bytes:
-    seq, turn, when, stream, line = event
-    record = {"seq": seq, "turn": turn, "time": when, "stream": stream, "line": line}
-    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def _decode(line: bytes) -> Event:
-    return Event(**orjson.loads(line))
-
-
-def _first(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        detail = error.errors(include_url=False, include_input=False)[0]
-        return f"{'.'.join(map(str, detail['loc'])) or 'message'}: {detail['msg']}"
-    return "no JSON"
+def _first(error: ValidationError) -> str:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, detail['loc'])) or 'message'}: {detail['msg']}"
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -467,15 +453,15 @@ def _write(path: Path, data: bytes) -> None:
     new.replace(path)
 
 
-def _repair(descriptor: int) -> Event | None:
-    """Cut off what a crash left half written at the end; the last whole event."""
+def _repair(descriptor: int) -> _Post | None:
+    """Cut off what a crash left half written at the end; the last whole post."""
     size = os.fstat(descriptor).st_size
     while size:
         start = _line_start(descriptor, size)
         line = os.pread(descriptor, size - start, start)
-        with suppress(ValueError, TypeError):
+        with suppress(ValidationError):
             if line.endswith(b"\n"):
-                return _decode(line)
+                return _POST.validate_json(line)
         os.ftruncate(descriptor, start)
         size = start
     return None

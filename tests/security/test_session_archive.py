@@ -100,7 +100,7 @@ ONLY_UNPACKING = {"file as a folder"}
 def test_a_hostile_archive_is_not_unpacked(tmp_path: Path, name: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    with pytest.raises((SessionRefused, OSError)):
+    with pytest.raises(SessionRefused):
         unpack_session(HOSTILE[name](tmp_path / "session.tar"), home)
     left = [path for path in home.rglob("*") if not path.is_dir()]
     assert left == ([home / "a"] if name in ONLY_UNPACKING else [])

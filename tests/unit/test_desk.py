@@ -167,7 +167,16 @@ async def test_events_are_kept_once_whatever_is_sent_again(tmp_path: Path) -> No
     desk.close()
 
 
-@pytest.mark.parametrize("torn", [b'{"seq":3,"turn":1,"ti', b"\0\0\0\0", b"\0\0\n", b'{"seq":3}\n', b"\n"])
+@pytest.mark.parametrize(
+    "torn",
+    [
+        b'{"turn":1,"events":[{"seq":3,"ti',
+        b"\0\0\0\0",
+        b"\0\0\n",
+        b'{"turn":1,"events":[{"seq":3}]}\n',
+        b"\n",
+    ],
+)
 async def test_a_last_line_torn_by_a_crash_is_cut_off_and_taken_again(tmp_path: Path, torn: bytes) -> None:
     desk = make(tmp_path)
     desk.take_events(post((1, "a"), (2, "b" * 600_000)))
@@ -262,13 +271,14 @@ EVENT = {"seq": 5, "time": 1.5, "stream": "stdout", "line": "x"}
         b"\xff",
         b'{"turn": 1}',
         b'{"turn": 1, "events": {}}',
+        b'{"turn": 1, "events": []}',
         b'{"turn": 1, "events": [1]}',
-        b'{"turn": "1", "events": []}',
-        b'{"turn": -1, "events": []}',
-        b'{"turn": 1.0, "events": []}',
-        b'{"turn": true, "events": []}',
-        b'{"turn": 2, "events": []}',  # was never given
-        b'{"turn": 1, "events": [], "more": 1}',
+        *(
+            json.dumps({"turn": turn, "events": [EVENT]}).encode()
+            for turn in ("1", -1, 1.0, 1.5, True, None, [1], 10**30)
+        ),
+        json.dumps({"turn": 2, "events": [EVENT]}).encode(),  # was never given
+        json.dumps({"turn": 1, "events": [EVENT], "more": 1}).encode(),
         b"[" * 100_000,
         b'{"turn": 1, "events": [{"seq": 5, "time": 1, "stream": "stdout", "line": "\\ud800"}]}',
         json.dumps({"turn": 1, "events": [EVENT] * 5001}).encode(),
