@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import os
 import tarfile
 import time
 import uuid
@@ -89,6 +90,20 @@ def processes_with(marker: str) -> list[int]:
             except OSError:
                 continue
             if marker.encode() in argv:
+                found.append(int(entry.name))
+    return found
+
+
+def processes_of(folder: Path) -> list[int]:
+    """The pids of this host's processes whose workspace lies in ``folder``, by their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                variables = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if b"CONDUCTOR_WORKSPACE=" + os.fsencode(folder) + b"/" in variables:
                 found.append(int(entry.name))
     return found
 

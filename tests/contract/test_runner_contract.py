@@ -139,7 +139,15 @@ class LocalWorld(World):
 
     def traces(self, handle: Handle) -> list[str]:
         folder = self._attempt(handle)
-        return [str(path) for path in (folder, *folder.rglob("*")) if path.exists()]
+        files = [str(path) for path in (folder, *folder.rglob("*")) if path.exists()]
+        return files + [f"process {pid}" for pid in containers.processes_of(folder)]
+
+    async def close(self) -> None:
+        await super().close()
+        left = containers.processes_of(self.folder)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert left == [], "processes outlived the removal of their attempts"
 
     def expected_environment(self, handle: Handle) -> Mapping[str, str]:
         folder = self._attempt(handle)
@@ -603,6 +611,14 @@ async def test_remove_leaves_nothing(world: World) -> None:
     assert containers.processes_with(marker) == []
     assert await world.runner.list() == []
     assert (outside / "precious").read_text() == "kept"
+
+
+async def test_remove_right_after_the_start_leaves_nothing(world: World) -> None:
+    # the program may just be coming to life: it must not slip through between two looks
+    for _ in range(5):
+        handle = await world.start(STUBBORN)
+        await world.runner.remove(handle)
+        assert world.traces(handle) == []
 
 
 async def test_remove_takes_a_paused_attempt_too(world: World) -> None:
