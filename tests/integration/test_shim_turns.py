@@ -10,203 +10,14 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import web
 
 import runners.shim
-from runners.gateway.desk import Desk, Event, Outcome
-from runners.gateway.server import Gateway
+from tests.shim_host import HEARTBEAT, MAX_PUSH, PATIENT, Host, git, running
 
-PATIENT = 60.0  # seconds after which a test that waits for something has failed
-HEARTBEAT = """python3 -c '
-import os, urllib.request as web
-ask = web.Request(os.environ["URL"] + "/heartbeat", method="POST", data=b"", headers={"x-api-key": os.environ["KEY"]})
-print(web.urlopen(ask).status)'"""
 TERM_IGNORED = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
-
-
-def git(*arguments: str, cwd: Path, stdin: str = "") -> str:
-    env = {
-        "PATH": os.environ["PATH"],
-        "HOME": "/nonexistent",
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": "/dev/null",
-    }
-    author = ["-c", "user.name=Ann", "-c", "user.email=ann@example.com"]
-    done = subprocess.run(
-        ["git", *author, *arguments],
-        cwd=cwd,
-        env=env,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-async def http_backend(request: web.Request, desk: Desk, tail: str) -> web.StreamResponse:
-    """git's own CGI program on the quarantine: what a container's git really speaks to, without the checks."""
-    body = await request.read()
-    env = {
-        "PATH": os.environ["PATH"],
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": str(desk.directory / "backend.config"),
-        "GIT_PROJECT_ROOT": str(desk.directory),
-        "GIT_HTTP_EXPORT_ALL": "1",
-        "REMOTE_USER": "attempt",
-        "REQUEST_METHOD": request.method,
-        "PATH_INFO": "/" + tail.replace("repository.git", "quarantine.git"),
-        "QUERY_STRING": request.query_string,
-        "CONTENT_TYPE": request.headers.get("Content-Type", ""),
-        "CONTENT_LENGTH": str(len(body)),
-        "GIT_PROTOCOL": request.headers.get("Git-Protocol", ""),
-    }
-    process = await asyncio.create_subprocess_exec(
-        "git", "http-backend", env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    output, _ = await process.communicate(body)
-    head, _, content = output.partition(b"\r\n\r\n")
-    headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n"))
-    status = int(headers.pop("Status", "200").split()[0])
-    return web.Response(status=status, headers=headers, body=content)
-
-
-class Host:
-    """A worker's half: the repository, the desk, the gateway; and the attempt's half: the shim's process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.source = folder / "source"
-        self.source.mkdir()
-        git("init", "-q", "-b", "main", cwd=self.source)
-        self.base = self.commit({"README.md": "hello\n", "CLAUDE.md": "the base's\n"})
-        self.mirror: Path | None = folder / "mirror.git"
-        self.shim_env: dict[str, str] = {}
-        self.desk = Desk.create(folder / "desk", attempt_id="j1-1", mirror=self.mirror)
-        self.gateway = Gateway({"git": http_backend})
-        self.shim: asyncio.subprocess.Process | None = None
-
-    def commit(
-        self, files: dict[str, str | None], *, branch: str = "main", links: dict[str, str] | None = None
-    ) -> str:
-        for name, text in files.items():
-            target = self.source / name
-            if text is None:
-                target.unlink()
-            else:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_text(text)
-        for name, target_name in (links or {}).items():
-            (self.source / name).symlink_to(target_name)
-        git("add", "-A", cwd=self.source)
-        git("commit", "-q", "-m", "change", cwd=self.source)
-        return git("rev-parse", "HEAD", cwd=self.source)
-
-    async def start(self) -> None:
-        git("clone", "-q", "--mirror", str(self.source), str(self.folder / "mirror.git"), cwd=self.folder)
-        git(
-            "clone",
-            "-q",
-            "--bare",
-            "--no-local",
-            str(self.source),
-            str(self.desk.quarantine),
-            cwd=self.folder,
-        )
-        git("config", "http.receivepack", "true", cwd=self.desk.quarantine)
-        git("config", "uploadpack.allowAnySHA1InWant", "true", cwd=self.desk.quarantine)
-        (self.desk.directory / "backend.config").write_text("[safe]\n\tdirectory = *\n")
-        await self.gateway.open(self.desk)
-        for name in ("home", "workspace"):
-            (self.folder / name).mkdir()
-        env = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.folder / "home"),
-            "CONDUCTOR_SOCKET": str(self.desk.socket_dir / "gateway.sock"),
-            "CONDUCTOR_MIRROR": "" if self.mirror is None else str(self.mirror),
-            "CONDUCTOR_WORKSPACE": str(self.folder / "workspace"),
-            "CONDUCTOR_TOKEN": self.desk.token,
-            **self.shim_env,
-        }
-        self.shim = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", str(Path(runners.shim.__file__)), env=env, start_new_session=True
-        )
-
-    async def stop(self) -> None:
-        assert self.shim is not None
-        if self.shim.returncode is None:
-            self.shim.kill()
-        await self.shim.wait()
-        await self.gateway.aclose()
-        self.desk.close()
-
-    async def restart(self) -> None:
-        """What a worker that was killed and started again does."""
-        await self.gateway.aclose()
-        self.desk.close()
-        self.desk = Desk.open(self.folder / "desk")
-        await self.gateway.open(self.desk)
-
-    def turn(self, script: str, **changes: Any) -> dict[str, Any]:
-        command: dict[str, Any] = {"argv": ["/bin/sh", "-c", script], "stdin": "", "env": {}, "files": {}}
-        command.update(changes.pop("command", {}))
-        turn: dict[str, Any] = {
-            "number": changes.pop("number", 1),
-            "command": command,
-            "timeout": 60,
-            "checkout": {"base_sha": self.base, "branch": "work", "restore": [], "restore_from": None},
-            "session_paths": [],
-            "commit": {"name": "agent[bot]", "email": "bot@example.com", "message": "Do what was asked"},
-        }
-        turn["checkout"].update(changes.pop("checkout", {}))
-        turn.update(changes)
-        return turn
-
-    async def play(self, script: str, **changes: Any) -> Outcome:
-        turn = self.turn(script, **changes)
-        self.desk.give(turn)
-        return await asyncio.wait_for(self.desk.outcome(turn["number"]), PATIENT)
-
-    async def told(self, number: int = 1) -> list[Event]:
-        """Every event up to the end of turn ``number``."""
-        return [event async for event in self.desk.events(turn=number)]
-
-    async def lines(self, stream: str = "stdout", number: int = 1) -> list[str]:
-        return [event.line for event in await self.told(number) if event.stream == stream]
-
-    async def said(self, line: str) -> None:
-        """Return as soon as the agent has printed ``line``."""
-        async with asyncio.timeout(PATIENT):
-            async for event in self.desk.events():
-                if event.line == line:
-                    return
-        raise AssertionError(f"the agent never said {line!r}")
-
-    def pushed(self, name: str, branch: str = "work") -> str:
-        return git("show", f"{branch}:{name}", cwd=self.desk.quarantine)
-
-    def changes(self, branch: str = "work") -> list[str]:
-        return git("diff", "--name-only", self.base, branch, cwd=self.desk.quarantine).splitlines()
-
-    async def ended(self) -> int:
-        assert self.shim is not None
-        return await asyncio.wait_for(self.shim.wait(), PATIENT)
-
-
-@asynccontextmanager
-async def running(host: Host) -> AsyncIterator[Host]:
-    try:
-        await host.start()
-        yield host
-    finally:
-        await host.stop()
 
 
 @pytest.fixture
@@ -245,11 +56,15 @@ async def test_a_turn_from_prompt_to_pushed_commit(host: Host) -> None:
         assert await host.ended() == 0
 
 
-async def test_without_a_mirror_the_clone_comes_through_the_gateway(host: Host) -> None:
-    host.mirror = None
+async def test_without_a_mount_the_clone_comes_through_the_gateway(host: Host) -> None:
+    host.shim_env = {"CONDUCTOR_MIRROR": ""}
+    host.base = host.commit({"aside.txt": "as the head of a pull request\n"})
+    git("update-ref", "refs/pull/1/head", host.base, cwd=host.source)
+    git("reset", "-q", "--hard", "HEAD~1", cwd=host.source)  # no branch has it, so no clone brings it
     async with running(host):
-        outcome = await host.play("echo new > new.txt")
-        assert outcome.push_error is None
+        outcome = await host.play("cat aside.txt; echo new > new.txt")
+        assert (outcome.error, outcome.push_error) == (None, None)
+        assert await host.lines() == ["as the head of a pull request"]
         assert host.changes() == ["new.txt"]
 
 
@@ -420,14 +235,9 @@ async def test_a_file_that_cannot_be_read_does_not_lose_the_others(host: Host) -
 
 async def test_a_refused_push_says_what_git_said(host: Host) -> None:
     async with running(host):
-        hook = host.desk.quarantine / "hooks" / "pre-receive"
-        hook.parent.mkdir(exist_ok=True)
-        hook.write_text("#!/bin/sh\necho 'too many files' >&2\nexit 1\n")
-        hook.chmod(0o755)
-        outcome = await host.play("echo x > x.txt")
+        outcome = await host.play(f"head -c {2 * MAX_PUSH} /dev/urandom > x.bin")
         assert outcome.push_error is not None
-        assert "too many files" in outcome.push_error
-        assert "rejected" in outcome.push_error
+        assert "exceeds maximum allowed size" in outcome.push_error
         assert host.desk.token not in outcome.push_error
         assert outcome.head is not None
 
