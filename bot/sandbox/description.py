@@ -64,10 +64,12 @@ class Operation:
         self.pattern = re.compile(re.sub(r"\{([A-Za-z_]+)\}", group, literal))
 
     @property
-    def precedence(self) -> tuple[bool, list[bool]]:
-        """Paths without greedy parameters first, then those with a literal where others have a parameter."""
+    def precedence(self) -> tuple[bool, int, list[bool]]:
+        """Paths without greedy parameters first, then the longer of the greedy ones, then literals."""
         greedy = any(one["multi_segment"] for one in self.parameters)
-        return greedy, [segment.startswith("{") for segment in self.path.split("/")]
+        segments = self.path.split("/")
+        # `commits/{ref}` would swallow what belongs to `commits/{ref}/check-runs`
+        return greedy, -len(segments) if greedy else 0, [segment.startswith("{") for segment in segments]
 
 
 class GitHubDescription:
