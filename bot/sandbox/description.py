@@ -55,7 +55,8 @@ class Operation:
             name = match.group(1)
             kind = kinds.get(name, {})
             if kind.get("multi_segment"):
-                value = ".+"
+                # /contents/ is the root folder
+                value = ".*" if name == "path" else ".+"
             else:
                 value = "[0-9]+" if kind.get("schema", {}).get("type") == "integer" else "[^/]+"
             return f"(?P<{name}>{value})"

@@ -1,0 +1,226 @@
+"""People who use the sandbox: everything a person can do on GitHub's pages, as methods.
+
+They go through the same REST API as everybody, with their own token and their own rights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+
+from bot.sandbox.api import Api, Request
+from bot.sandbox.auth import user_token
+from bot.sandbox.checks import request_action
+from bot.sandbox.github import GitHub
+from bot.sandbox.permissions import ROLES
+from bot.sandbox.present import Json
+from bot.sandbox.pushes import move_ref
+
+
+class HumanError(Exception):
+    """GitHub refused what a person tried.
+
+    Args:
+        status: HTTP status.
+        body: the answer.
+    """
+
+    def __init__(self, status: int, body: Any):
+        super().__init__(f"{status}: {body}")
+        self.status = status
+        self.body = body
+
+
+class Human:
+    """One person.
+
+    Repositories are named ``owner/name``. Methods return GitHub's JSON and raise ``HumanError`` when refused.
+
+    Args:
+        github: the sandbox.
+        api: its REST API.
+        login: who acts.
+    """
+
+    def __init__(self, github: GitHub, api: Api, login: str):
+        if login not in github.world.users:
+            raise ValueError(f"there is no account {login}")
+        self._github = github
+        self._api = api
+        self.login = login
+
+    async def request(self, method: str, path: str, body: Any = None) -> Any:
+        """Call any REST operation; returns the decoded answer, None for an empty one."""
+        response = await self._api.handle(
+            Request(
+                method=method,
+                path=quote(path.partition("?")[0], safe="/%:@"),
+                query=path.partition("?")[2],
+                headers={
+                    "authorization": f"token {user_token(self.login)}",
+                    "user-agent": "a person's browser",
+                    "content-type": "application/json",
+                },
+                body=b"" if body is None else orjson.dumps(body),
+            )
+        )
+        answer = orjson.loads(response.body) if response.body else None
+        if response.status >= 400:
+            raise HumanError(response.status, answer)
+        return answer
+
+    # ---- issues
+
+    async def open_issue(self, repo: str, title: str, body: str = "", *, labels: Sequence[str] = ()) -> Json:
+        """Open an issue."""
+        wanted: Json = {"title": title, "body": body}
+        if labels:
+            wanted["labels"] = list(labels)
+        return await self._object("POST", f"/repos/{repo}/issues", wanted)
+
+    async def edit_issue(self, repo: str, number: int, **changes: Any) -> Json:
+        """Change an issue's title, body and so on."""
+        return await self._object("PATCH", f"/repos/{repo}/issues/{number}", changes)
+
+    async def close(self, repo: str, number: int) -> Json:
+        """Close an issue or a pull request."""
+        return await self._object("PATCH", f"/repos/{repo}/issues/{number}", {"state": "closed"})
+
+    async def reopen(self, repo: str, number: int) -> Json:
+        """Open an issue or a pull request again."""
+        return await self._object("PATCH", f"/repos/{repo}/issues/{number}", {"state": "open"})
+
+    async def comment(self, repo: str, number: int, body: str) -> Json:
+        """Comment on an issue or a pull request."""
+        return await self._object("POST", f"/repos/{repo}/issues/{number}/comments", {"body": body})
+
+    async def edit_comment(self, repo: str, comment_id: int, body: str) -> Json:
+        """Change a comment."""
+        return await self._object("PATCH", f"/repos/{repo}/issues/comments/{comment_id}", {"body": body})
+
+    async def delete_comment(self, repo: str, comment_id: int) -> None:
+        """Delete a comment."""
+        await self.request("DELETE", f"/repos/{repo}/issues/comments/{comment_id}")
+
+    async def add_label(self, repo: str, number: int, *labels: str) -> None:
+        """Label an issue or a pull request; an unknown label is made."""
+        await self.request("POST", f"/repos/{repo}/issues/{number}/labels", {"labels": list(labels)})
+
+    async def remove_label(self, repo: str, number: int, label: str) -> None:
+        """Take a label off."""
+        await self.request("DELETE", f"/repos/{repo}/issues/{number}/labels/{quote(label, safe='')}")
+
+    async def assign(self, repo: str, number: int, *logins: str) -> Json:
+        """Assign people."""
+        return await self._object(
+            "POST", f"/repos/{repo}/issues/{number}/assignees", {"assignees": list(logins)}
+        )
+
+    async def react(self, repo: str, number: int, content: str, *, comment_id: int | None = None) -> Json:
+        """React to an issue, or to one of its comments."""
+        what = f"comments/{comment_id}" if comment_id is not None else str(number)
+        return await self._object("POST", f"/repos/{repo}/issues/{what}/reactions", {"content": content})
+
+    # ---- pull requests
+
+    async def open_pull(
+        self, repo: str, head: str, title: str, body: str = "", *, base: str = "main"
+    ) -> Json:
+        """Open a pull request."""
+        wanted = {"head": head, "base": base, "title": title, "body": body}
+        return await self._object("POST", f"/repos/{repo}/pulls", wanted)
+
+    async def review(
+        self,
+        repo: str,
+        number: int,
+        event: str,
+        body: str = "",
+        *,
+        comments: Sequence[Mapping[str, Any]] = (),
+        commit_id: str | None = None,
+    ) -> Json:
+        """Review a pull request; ``event`` is APPROVE, REQUEST_CHANGES or COMMENT."""
+        wanted: Json = {"event": event}
+        if body:
+            wanted["body"] = body
+        if comments:
+            wanted["comments"] = [dict(one) for one in comments]
+        if commit_id:
+            wanted["commit_id"] = commit_id
+        return await self._object("POST", f"/repos/{repo}/pulls/{number}/reviews", wanted)
+
+    async def dismiss_review(self, repo: str, number: int, review_id: int, message: str) -> Json:
+        """Dismiss somebody's review."""
+        path = f"/repos/{repo}/pulls/{number}/reviews/{review_id}/dismissals"
+        return await self._object("PUT", path, {"message": message})
+
+    async def merge(self, repo: str, number: int, *, method: str = "merge") -> Json:
+        """Merge a pull request."""
+        return await self._object("PUT", f"/repos/{repo}/pulls/{number}/merge", {"merge_method": method})
+
+    # ---- checks
+
+    async def rerequest_check(self, repo: str, check_run_id: int) -> None:
+        """Click "Re-run"."""
+        self._must_be_writer(repo)
+        repository = self._repository(repo)
+        actor = f"/repos/{repository.full_name}/check-runs/{check_run_id}/rerequest"
+        await self.request("POST", actor)
+
+    async def click_check_button(self, repo: str, check_run_id: int, identifier: str) -> None:
+        """Click one of a check run's own buttons."""
+        self._must_be_writer(repo)
+        repository = self._repository(repo)
+        run = repository.check_runs.get(check_run_id)
+        if run is None:
+            raise HumanError(404, {"message": "Not Found"})
+        request_action(self._github, repository, run, self.login, identifier)
+
+    # ---- git
+
+    async def push_commit(
+        self,
+        repo: str,
+        branch: str,
+        files: Mapping[str, str | bytes | None],
+        *,
+        message: str = "Update",
+        start: str | None = None,
+    ) -> str:
+        """Commit files (None deletes one) on a branch and return the commit's SHA.
+
+        A new branch starts at ``start``, by default at the default branch.
+        """
+        self._must_be_writer(repo)
+        repository = self._repository(repo)
+        git = self._github.git(repository)
+        tip = await git.resolve(f"refs/heads/{branch}")
+        parent = tip or await git.resolve(start or repository.default_branch)
+        identity = self._github.identity(self.login)
+        sha = await git.write_files(parent, files, message, identity)
+        await move_ref(self._github, repository, self.login, f"refs/heads/{branch}", sha, old=tip)
+        return sha
+
+    async def delete_branch(self, repo: str, branch: str) -> None:
+        """Delete a branch."""
+        await self.request("DELETE", f"/repos/{repo}/git/refs/heads/{branch}")
+
+    # ---- inside
+
+    async def _object(self, method: str, path: str, body: Any) -> Json:
+        answer: Json = await self.request(method, path, body)
+        return answer
+
+    def _repository(self, repo: str) -> Any:
+        repository = self._github.world.repository(*repo.split("/", 1))
+        if repository is None:
+            raise HumanError(404, {"message": "Not Found"})
+        return repository
+
+    def _must_be_writer(self, repo: str) -> None:
+        if ROLES[self._repository(repo).role(self.login)] < ROLES["write"]:
+            raise HumanError(403, {"message": f"{self.login} has no write access to {repo}."})

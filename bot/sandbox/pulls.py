@@ -1,0 +1,293 @@
+"""REST: pull requests.
+
+https://docs.github.com/en/rest/pulls/pulls
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bot.sandbox.api import Answer, Call, Handler
+from bot.sandbox.issues import announce, close, edit, note, open_issue
+from bot.sandbox.permissions import ROLES
+from bot.sandbox.present import Json
+from bot.sandbox.pullstate import pull_json
+from bot.sandbox.pushes import mark_merged, move_ref
+from bot.sandbox.refusals import Refusal, custom, invalid, not_found
+from bot.sandbox.state import Issue, Pull
+
+MAX_COMMITS = 250
+"""Commits that GitHub lists of one pull request."""
+
+_CLOSING_WORDS = re.compile(r"\b(?:close[sd]?|fix(?:e[sd])?|resolve[sd]?):? #(\d+)\b", re.IGNORECASE)
+
+
+async def create(call: Call) -> Answer:
+    """POST /repos/{owner}/{repo}/pulls."""
+    github, repository, git, body = call.github, call.repository, call.git, call.body
+    owner, _, head_ref = body["head"].rpartition(":")
+    base_ref = body["base"]
+    if owner and owner.lower() != repository.owner.lower():
+        raise Refusal(501, f"The sandbox has no forks, so there is no head {body['head']}.")
+    refs = await git.refs("refs/heads")
+    for field, name in (("base", base_ref), ("head", head_ref)):
+        if f"refs/heads/{name}" not in refs:
+            raise invalid("PullRequest", field)
+    head, base = refs[f"refs/heads/{head_ref}"], refs[f"refs/heads/{base_ref}"]
+    for issue, pull in repository.pulls():
+        if issue.state == "open" and (pull.head_ref, pull.base_ref) == (head_ref, base_ref):
+            message = f"A pull request already exists for {repository.owner}:{head_ref}."
+            raise custom("PullRequest", message)
+    if await git.merge_base(base, head) is None:
+        message = f"The {head_ref} branch has no history in common with {base_ref}"
+        raise custom("PullRequest", message)
+    if await git.count(f"{base}..{head}") == 0:
+        raise custom("PullRequest", f"No commits between {base_ref} and {head_ref}")
+    issue = _conversation(call)
+    issue.pull = Pull(
+        id=github.world.next_id(),
+        head_ref=head_ref,
+        head_sha=head,
+        base_ref=base_ref,
+        base_sha=base,
+        draft=body.get("draft", False),
+        maintainer_can_modify=body.get("maintainer_can_modify", False),
+    )
+    await announce(github, repository, issue, call.login, "opened")
+    return Answer(201, await pull_json(github, repository, issue))
+
+
+def _conversation(call: Call) -> Issue:
+    """A new conversation, or that of the issue which the body names."""
+    if "issue" in call.body:
+        issue = call.repository.issues.get(call.body["issue"])
+        if issue is None or issue.pull is not None:
+            raise invalid("PullRequest", "issue")
+        return issue
+    if not call.body.get("title"):
+        raise invalid("PullRequest", "title", "missing_field")
+    return open_issue(call.github, call.repository, call.login, call.body["title"], call.body.get("body"))
+
+
+async def get(call: Call) -> Answer:
+    """GET /repos/{owner}/{repo}/pulls/{pull_number}, as JSON, as a diff or as a patch."""
+    issue, pull = call.pull()
+    if ".diff" in call.accept or ".patch" in call.accept:
+        kind = "diff" if ".diff" in call.accept else "patch"
+        base = await call.git.merge_base(pull.base_sha, pull.head_sha) or pull.base_sha
+        if kind == "diff":
+            text = await call.git.diff(base, pull.head_sha)
+        else:
+            text = await call.git.text("format-patch", "--stdout", f"{base}..{pull.head_sha}")
+        return Answer(text=text, content_type=f"application/vnd.github.{kind}; charset=utf-8")
+    return Answer(data=await pull_json(call.github, call.repository, issue, mergeable=True))
+
+
+async def list_pulls(call: Call) -> Answer:
+    """GET /repos/{owner}/{repo}/pulls."""
+    query, repository = call.query, call.repository
+    state, head = query.get("state", "open"), query.get("head")
+    if head is not None and ":" not in head:
+        # GitHub ignores a head without its owner
+        head = None
+    found = [
+        (issue, pull)
+        for issue, pull in repository.pulls()
+        if state in ("all", issue.state)
+        and head in (None, f"{repository.owner}:{pull.head_ref}")
+        and query.get("base") in (None, pull.base_ref)
+    ]
+    newest_first = query.get("direction", "desc") == "desc"
+    found.sort(key=lambda pair: _order(pair[0], query.get("sort", "created")), reverse=newest_first)
+    present = call.github.present
+    return call.page(found, lambda pair: present.pull(repository, *pair))
+
+
+def _order(issue: Issue, sort: str) -> Any:
+    return issue.updated_at if sort == "updated" else issue.number
+
+
+async def update(call: Call) -> Answer:
+    """PATCH /repos/{owner}/{repo}/pulls/{pull_number}."""
+    issue, pull = call.pull()
+    new_base = call.body.get("base", pull.base_ref)
+    if new_base != pull.base_ref:
+        tip = (await call.git.refs("refs/heads")).get(f"refs/heads/{new_base}")
+        if tip is None:
+            raise invalid("PullRequest", "base")
+        changes = {"base": {"ref": {"from": pull.base_ref}, "sha": {"from": pull.base_sha}}}
+        pull.base_ref, pull.base_sha = new_base, tip
+        await announce(call.github, call.repository, issue, call.login, "edited", changes=changes)
+    if call.body.get("state") == "open" and issue.state == "closed" and pull.merged_at is None:
+        await _reopenable(call, pull)
+    await edit(call, issue)
+    return Answer(data=await pull_json(call.github, call.repository, issue))
+
+
+async def _reopenable(call: Call, pull: Pull) -> None:
+    head = (await call.git.refs("refs/heads")).get(f"refs/heads/{pull.head_ref}")
+    if head is None:
+        message = f"state cannot be changed. The {pull.head_ref} branch has been deleted."
+        raise invalid("PullRequest", "state", "custom", message)
+    pull.head_sha = head
+
+
+async def list_files(call: Call) -> Answer:
+    """GET /repos/{owner}/{repo}/pulls/{pull_number}/files."""
+    _, pull = call.pull()
+    base = await call.git.merge_base(pull.base_sha, pull.head_sha) or pull.base_sha
+    changes = await call.git.changes(base, pull.head_sha)
+    present = call.github.present
+    return call.page(changes, lambda one: present.file_change(call.repository, one, pull.head_sha))
+
+
+async def list_commits(call: Call) -> Answer:
+    """GET /repos/{owner}/{repo}/pulls/{pull_number}/commits."""
+    _, pull = call.pull()
+    commits = await call.git.log("--reverse", f"{pull.base_sha}..{pull.head_sha}")
+    return call.page(commits[:MAX_COMMITS], lambda one: call.github.present.commit(call.repository, one))
+
+
+async def check_merged(call: Call) -> Answer:
+    """GET /repos/{owner}/{repo}/pulls/{pull_number}/merge."""
+    _, pull = call.pull()
+    if pull.merged_at is None:
+        raise not_found()
+    return Answer(204)
+
+
+async def merge(call: Call) -> Answer:
+    """PUT /repos/{owner}/{repo}/pulls/{pull_number}/merge, by a merge commit or squashed."""
+    github, repository, git = call.github, call.repository, call.git
+    issue, pull = call.pull()
+    if issue.state != "open":
+        raise Refusal(405, "Pull Request is not mergeable")
+    if pull.draft:
+        raise Refusal(405, "Pull Request is still a draft")
+    if call.body.get("sha", pull.head_sha) != pull.head_sha:
+        raise Refusal(409, "Head branch was modified. Review and try the merge again.")
+    method = call.body.get("merge_method", "merge")
+    if method == "rebase":
+        raise Refusal(405, "Rebase merges are not allowed on this repository.")
+    tip = await git.resolve(f"refs/heads/{pull.base_ref}")
+    tree = await git.merge(tip, pull.head_sha) if tip else None
+    if tip is None or tree is None:
+        raise Refusal(405, "Pull Request is not mergeable")
+    title, message = _merge_message(call, issue, pull, method)
+    parents = [tip, pull.head_sha] if method == "merge" else [tip]
+    identity = github.identity(call.login)
+    commit = await git.write_commit(tree, parents, f"{title}\n\n{message}".strip(), identity)
+    # before the branch moves, so that the move does not take this for a merge by push
+    await mark_merged(github, repository, issue, pull, call.login, commit)
+    await move_ref(github, repository, call.login, f"refs/heads/{pull.base_ref}", commit, old=tip)
+    if pull.base_ref == repository.default_branch:
+        await _close_fixed_issues(call, issue)
+    data = {"sha": commit, "merged": True, "message": "Pull Request successfully merged"}
+    return Answer(data=data)
+
+
+def _merge_message(call: Call, issue: Issue, pull: Pull, method: str) -> tuple[str, str]:
+    if method == "squash":
+        title, message = f"{issue.title} (#{issue.number})", issue.body or ""
+    else:
+        source = f"{call.repository.owner}/{pull.head_ref}"
+        title, message = f"Merge pull request #{issue.number} from {source}", issue.title
+    return call.body.get("commit_title") or title, call.body.get("commit_message") or message
+
+
+async def _close_fixed_issues(call: Call, issue: Issue) -> None:
+    """``Fixes #7`` in the body closes issue 7 once the pull request reaches the default branch."""
+    for number in _CLOSING_WORDS.findall(issue.body or ""):
+        fixed = call.repository.issues.get(int(number))
+        if fixed is not None and fixed.pull is None and fixed.state == "open":
+            await close(call.github, call.repository, fixed, call.login)
+
+
+async def update_branch(call: Call) -> Answer:
+    """PUT /repos/{owner}/{repo}/pulls/{pull_number}/update-branch: merge the base branch into the head."""
+    github, git = call.github, call.git
+    _, pull = call.pull()
+    if call.body.get("expected_head_sha", pull.head_sha) != pull.head_sha:
+        raise Refusal(422, "expected_head_sha was not the head sha of the pull request")
+    tip = await git.resolve(f"refs/heads/{pull.base_ref}")
+    if tip is None or await git.is_ancestor(tip, pull.head_sha):
+        raise Refusal(422, "There are no new commits on the base branch.")
+    tree = await git.merge(pull.head_sha, tip)
+    if tree is None:
+        raise Refusal(422, "merge conflict between base and head")
+    message = f"Merge branch '{pull.base_ref}' into {pull.head_ref}"
+    commit = await git.write_commit(tree, [pull.head_sha, tip], message, github.identity(call.login))
+    name = f"refs/heads/{pull.head_ref}"
+    await move_ref(github, call.repository, call.login, name, commit, old=pull.head_sha)
+    url = f"{github.present.repository_url(call.repository)}/pulls/{call.args['pull_number']}"
+    return Answer(202, {"message": "Updating pull request branch.", "url": url})
+
+
+# ---- requested reviewers
+
+
+async def list_reviewers(call: Call) -> Answer:
+    """GET /repos/{owner}/{repo}/pulls/{pull_number}/requested_reviewers."""
+    _, pull = call.pull()
+    users = [call.github.present.user(login) for login in pull.requested_reviewers]
+    return Answer(data={"users": users, "teams": []})
+
+
+async def request_reviewers(call: Call) -> Answer:
+    """POST /repos/{owner}/{repo}/pulls/{pull_number}/requested_reviewers."""
+    issue, pull = call.pull()
+    if call.body.get("team_reviewers"):
+        raise Refusal(501, "The sandbox has no teams.")
+    wanted = call.body.get("reviewers", [])
+    if issue.login in wanted:
+        raise Refusal(422, "Review cannot be requested from pull request author.")
+    for login in wanted:
+        if ROLES[call.repository.collaborators.get(login, "none")] < ROLES["read"]:
+            raise Refusal(
+                422,
+                "Reviews may only be requested from collaborators. One or more of the users or teams you specified "
+                f"is not a collaborator of the {call.repository.full_name} repository.",
+            )
+    for login in wanted:
+        if login not in pull.requested_reviewers:
+            pull.requested_reviewers.append(login)
+            await _tell_request(call, issue, login, "review_requested")
+    return Answer(201, _simple(call, issue, pull))
+
+
+async def remove_reviewers(call: Call) -> Answer:
+    """DELETE /repos/{owner}/{repo}/pulls/{pull_number}/requested_reviewers."""
+    issue, pull = call.pull()
+    for login in call.body.get("reviewers", []):
+        if login in pull.requested_reviewers:
+            pull.requested_reviewers.remove(login)
+            await _tell_request(call, issue, login, "review_request_removed")
+    return Answer(data=_simple(call, issue, pull))
+
+
+async def _tell_request(call: Call, issue: Issue, login: str, action: str) -> None:
+    github = call.github
+    note(github, issue, action, call.login)
+    reviewer = github.present.user(login)
+    await announce(github, call.repository, issue, call.login, action, requested_reviewer=reviewer)
+
+
+def _simple(call: Call, issue: Issue, pull: Pull) -> Json:
+    return call.github.present.pull(call.repository, issue, pull)
+
+
+OPERATIONS: dict[str, Handler] = {
+    "pulls/create": create,
+    "pulls/get": get,
+    "pulls/list": list_pulls,
+    "pulls/update": update,
+    "pulls/list-files": list_files,
+    "pulls/list-commits": list_commits,
+    "pulls/check-if-merged": check_merged,
+    "pulls/merge": merge,
+    "pulls/update-branch": update_branch,
+    "pulls/list-requested-reviewers": list_reviewers,
+    "pulls/request-reviewers": request_reviewers,
+    "pulls/remove-requested-reviewers": remove_reviewers,
+}

@@ -1,0 +1,202 @@
+"""The sandbox on the network: REST at the root, git, pages for people, and the controls below ``/_sandbox``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from bot.githttp import git_service, serve_git
+from bot.sandbox import apps, checks, contents, gitdata, issues, pulls, reactions, repos, reviews
+from bot.sandbox.api import Api, Handler, Request
+from bot.sandbox.auth import Actor, authenticate, can_see
+from bot.sandbox.faults import Fault
+from bot.sandbox.github import GitHub
+from bot.sandbox.pages import Pages
+from bot.sandbox.permissions import ROLES, covers
+from bot.sandbox.pushes import refs_moved
+from bot.sandbox.refusals import Refusal
+from bot.sandbox.state import Repository
+
+MAX_BODY = 100 * 2**20
+"""Bytes of a REST request; blobs may be that large."""
+
+HANDLERS: dict[str, Handler] = {
+    **apps.OPERATIONS,
+    **repos.OPERATIONS,
+    **contents.OPERATIONS,
+    **gitdata.OPERATIONS,
+    **issues.OPERATIONS,
+    **reactions.OPERATIONS,
+    **pulls.OPERATIONS,
+    **reviews.OPERATIONS,
+    **checks.OPERATIONS,
+}
+"""Every REST operation of the sandbox."""
+
+Next = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Server:
+    """The aiohttp application.
+
+    Args:
+        github: what it serves.
+        api: its REST API.
+        on_change: called after a push.
+    """
+
+    def __init__(self, github: GitHub, api: Api, on_change: Callable[[], None] = lambda: None):
+        self._github = github
+        self._api = api
+        self._on_change = on_change
+        self._pages = Pages(github, api)
+
+    def application(self) -> web.Application:
+        """All routes; what no route takes is a REST call."""
+        application = web.Application(middlewares=[self._faults], client_max_size=MAX_BODY)
+        application.router.add_get("/_sandbox/problems", self._list_problems)
+        application.router.add_get("/_sandbox/faults", self._list_faults)
+        application.router.add_post("/_sandbox/faults", self._add_fault)
+        application.router.add_delete("/_sandbox/faults", self._clear_faults)
+        application.router.add_route("*", "/{owner}/{repo}.git/{tail:.+}", self._git)
+        for root in sorted({one.path.split("/")[1] for one in self._github.description.operations.values()}):
+            # before the pages, which take any other first word for an account
+            application.router.add_route("*", f"/{root}", self._rest)
+            application.router.add_route("*", f"/{root}/{{path:.*}}", self._rest)
+        self._pages.add_routes(application.router)
+        application.router.add_route("*", "/{path:.*}", self._rest)
+        return application
+
+    # ---- faults
+
+    @web.middleware
+    async def _faults(self, request: web.Request, handler: Next) -> web.StreamResponse:
+        if request.path.startswith("/_sandbox/"):
+            return await handler(request)
+        fault = self._github.faults.take(request.method, request.path)
+        if fault is None:
+            return await handler(request)
+        if fault.delay:
+            await asyncio.sleep(fault.delay)
+        if fault.drop == "before":
+            return _cut(request)
+        if fault.drop == "after":
+            await handler(request)
+            return _cut(request)
+        if fault.status is None:
+            return await handler(request)
+        body = {"message": fault.message, "documentation_url": "https://docs.github.com/rest"}
+        headers = {"X-GitHub-Request-Id": "FAULT", **fault.headers}
+        return web.Response(
+            status=fault.status, body=orjson.dumps(body), content_type="application/json", headers=headers
+        )
+
+    async def _list_faults(self, _: web.Request) -> web.Response:
+        return web.json_response([asdict(one) for one in self._github.faults.waiting])
+
+    async def _add_fault(self, request: web.Request) -> web.Response:
+        known = {one.name for one in fields(Fault)}
+        try:
+            wanted: dict[str, Any] = orjson.loads(await request.read())
+            if unknown := wanted.keys() - known:
+                raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
+            fault = Fault(**wanted)
+        except (ValueError, TypeError, AttributeError) as error:
+            return web.json_response({"message": f"That is no fault: {error}"}, status=422)
+        self._github.faults.add(fault)
+        return web.json_response(asdict(fault), status=201)
+
+    async def _clear_faults(self, _: web.Request) -> web.Response:
+        self._github.faults.clear()
+        return web.Response(status=204)
+
+    async def _list_problems(self, _: web.Request) -> web.Response:
+        shown = [
+            {"side": one.side, "where": one.where, "kind": one.problem.where, "message": one.problem.message}
+            for one in self._github.problems
+        ]
+        return web.json_response(shown)
+
+    # ---- REST
+
+    async def _rest(self, request: web.Request) -> web.Response:
+        response = await self._api.handle(
+            Request(
+                method=request.method,
+                path=request.rel_url.raw_path,
+                query=request.rel_url.raw_query_string,
+                headers={name.lower(): value for name, value in request.headers.items()},
+                body=await request.read(),
+            )
+        )
+        return web.Response(status=response.status, body=response.body, headers=response.headers)
+
+    # ---- git
+
+    async def _git(self, request: web.Request) -> web.StreamResponse:
+        tail = request.match_info["tail"]
+        service = git_service(request, tail)
+        if service is None:
+            return web.Response(status=404, text="Not Found\n")
+        pushing = service == "git-receive-pack"
+        try:
+            actor = authenticate(self._github, request.headers.get("Authorization", ""))
+        except Refusal:
+            return web.Response(
+                status=401,
+                text="remote: Invalid username or token. Password authentication is not supported.\n",
+                headers={"WWW-Authenticate": 'Basic realm="GitHub"'},
+            )
+        repository = self._github.world.repository(request.match_info["owner"], request.match_info["repo"])
+        if repository is None or actor.kind == "app" or not can_see(self._github, actor, repository):
+            return web.Response(status=404, text="Repository not found.\n")
+        if not _may(actor, repository, pushing=pushing):
+            text = f"Permission to {repository.full_name}.git denied to {actor.login}.\n"
+            return web.Response(status=403, text=text)
+        if pushing and tail == service:
+            return await self._push(request, actor, repository)
+        return await self._serve(request, actor, repository)
+
+    async def _push(self, request: web.Request, actor: Actor, repository: Repository) -> web.StreamResponse:
+        git = self._github.git(repository)
+        async with git.lock:
+            before = await git.refs()
+            try:
+                return await self._serve(request, actor, repository)
+            finally:
+                # also when the pusher went away: what has moved has moved
+                after = await git.refs()
+                await refs_moved(self._github, repository, actor.login, before, after)
+                self._on_change()
+
+    async def _serve(self, request: web.Request, actor: Actor, repository: Repository) -> web.StreamResponse:
+        workflows = actor.token is None or actor.token.permissions.get("workflows") == "write"
+        protected = (f"refs/heads/{name}" for name in sorted(repository.protected_branches))
+        return await serve_git(
+            request,
+            project_root=self._github.git_root,
+            path_info=f"/{repository.full_name}.git/{request.match_info['tail']}",
+            env={
+                "REMOTE_USER": actor.login,
+                "SANDBOX_PROTECTED": " ".join(protected),
+                "SANDBOX_WORKFLOWS": "write" if workflows else "",
+            },
+        )
+
+
+def _may(actor: Actor, repository: Repository, *, pushing: bool) -> bool:
+    level = "write" if pushing else "read"
+    if actor.token is not None:
+        return covers(actor.token.permissions, {"contents": level})
+    return ROLES[repository.role(actor.login)] >= ROLES[level]
+
+
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()

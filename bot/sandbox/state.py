@@ -1,0 +1,358 @@
+"""The sandbox's memory: plain values, so that the whole world can be written to one JSON file and read back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from bot.sandbox.permissions import highest
+
+
+@dataclass
+class User:
+    """An account: ``type`` is User, Bot or Organization."""
+
+    id: int
+    login: str
+    type: str = "User"
+
+    @property
+    def email(self) -> str:
+        """The address that hides the real one; GitHub links commits to accounts by it."""
+        return f"{self.id}+{self.login}@users.noreply.github.com"
+
+
+@dataclass
+class App:
+    """The one GitHub App that is registered here."""
+
+    id: int
+    client_id: str
+    slug: str
+    name: str
+    owner: str
+    created_at: datetime
+    webhook_secret: str
+    private_key: str
+    """PEM. The real GitHub forgets it after the download; the sandbox prints its path."""
+    events: list[str]
+    permissions: dict[str, str]
+    webhook_url: str | None = None
+
+    @property
+    def bot_login(self) -> str:
+        """The account in whose name installation tokens act."""
+        return f"{self.slug}[bot]"
+
+
+@dataclass
+class Installation:
+    """The App on one account."""
+
+    id: int
+    account: str
+    permissions: dict[str, str]
+    events: list[str]
+    created_at: datetime
+    repository_ids: set[int] | None = None
+    """None: all repositories of the account."""
+    suspended_at: datetime | None = None
+
+
+@dataclass
+class InstallationToken:
+    """A token that was minted for an installation; ``repository_ids`` is None when it was not narrowed."""
+
+    installation_id: int
+    permissions: dict[str, str]
+    repository_ids: set[int] | None
+    expires_at: datetime
+
+
+@dataclass
+class Reaction:
+    """An emoji by somebody."""
+
+    id: int
+    login: str
+    content: str
+    created_at: datetime
+
+
+@dataclass
+class Comment:
+    """A comment in the conversation of an issue or pull request."""
+
+    id: int
+    login: str
+    body: str
+    created_at: datetime
+    updated_at: datetime
+    reactions: list[Reaction] = field(default_factory=list)
+
+
+@dataclass
+class TimelineEvent:
+    """Something that happened to an issue; ``details`` is what its kind adds to GitHub's answer."""
+
+    id: int
+    event: str
+    login: str
+    created_at: datetime
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Label:
+    """A label of a repository."""
+
+    id: int
+    name: str
+    color: str = "ededed"
+    description: str | None = None
+
+
+@dataclass
+class ReviewComment:
+    """A comment on a line, or on a file, of a pull request's diff."""
+
+    id: int
+    review_id: int
+    login: str
+    body: str
+    path: str
+    commit_id: str
+    created_at: datetime
+    updated_at: datetime
+    diff_hunk: str = ""
+    line: int | None = None
+    side: str = "RIGHT"
+    start_line: int | None = None
+    start_side: str | None = None
+    subject_type: str = "line"
+    in_reply_to_id: int | None = None
+    reactions: list[Reaction] = field(default_factory=list)
+
+
+@dataclass
+class Review:
+    """A pull request review; ``state`` is PENDING, COMMENTED, APPROVED, CHANGES_REQUESTED or DISMISSED."""
+
+    id: int
+    login: str
+    body: str
+    state: str
+    commit_id: str
+    submitted_at: datetime | None = None
+
+
+@dataclass
+class Pull:
+    """What a pull request has beyond an issue."""
+
+    id: int
+    head_ref: str
+    head_sha: str
+    base_ref: str
+    base_sha: str
+    draft: bool = False
+    merged_at: datetime | None = None
+    merged_by: str | None = None
+    merge_commit_sha: str | None = None
+    maintainer_can_modify: bool = False
+    requested_reviewers: list[str] = field(default_factory=list)
+    reviews: dict[int, Review] = field(default_factory=dict)
+    comments: dict[int, ReviewComment] = field(default_factory=dict)
+
+
+@dataclass
+class Issue:
+    """An issue, or the conversation side of a pull request."""
+
+    id: int
+    number: int
+    title: str
+    body: str | None
+    login: str
+    created_at: datetime
+    updated_at: datetime
+    state: str = "open"
+    state_reason: str | None = None
+    closed_at: datetime | None = None
+    closed_by: str | None = None
+    locked: bool = False
+    lock_reason: str | None = None
+    labels: list[str] = field(default_factory=list)
+    assignees: list[str] = field(default_factory=list)
+    comments: dict[int, Comment] = field(default_factory=dict)
+    reactions: list[Reaction] = field(default_factory=list)
+    timeline: list[TimelineEvent] = field(default_factory=list)
+    pull: Pull | None = None
+
+
+@dataclass
+class CheckSuite:
+    """The App's check runs on one commit."""
+
+    id: int
+    head_sha: str
+    head_branch: str | None
+    created_at: datetime
+    updated_at: datetime
+
+
+@dataclass
+class CheckRun:
+    """One check run of the App."""
+
+    id: int
+    suite_id: int
+    name: str
+    head_sha: str
+    status: str
+    started_at: datetime
+    conclusion: str | None = None
+    completed_at: datetime | None = None
+    external_id: str = ""
+    details_url: str | None = None
+    title: str | None = None
+    summary: str | None = None
+    text: str | None = None
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    actions: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Status:
+    """A commit status, the older sibling of the check run."""
+
+    id: int
+    sha: str
+    login: str
+    state: str
+    context: str
+    created_at: datetime
+    description: str | None = None
+    target_url: str | None = None
+
+
+@dataclass
+class Repository:
+    """A repository; its git data lies in a bare repository on disk."""
+
+    id: int
+    owner: str
+    name: str
+    created_at: datetime
+    pushed_at: datetime
+    private: bool = False
+    description: str | None = None
+    default_branch: str = "main"
+    collaborators: dict[str, str] = field(default_factory=dict)
+    """Login to role: read, triage, write, maintain or admin."""
+    protected_branches: set[str] = field(default_factory=set)
+    """Branches that take changes through pull requests only."""
+    last_number: int = 0
+    issues: dict[int, Issue] = field(default_factory=dict)
+    labels: dict[str, Label] = field(default_factory=dict)
+    """By lower-case name: GitHub compares label names without case."""
+    check_suites: dict[int, CheckSuite] = field(default_factory=dict)
+    check_runs: dict[int, CheckRun] = field(default_factory=dict)
+    statuses: list[Status] = field(default_factory=list)
+
+    @property
+    def full_name(self) -> str:
+        """``owner/name``."""
+        return f"{self.owner}/{self.name}"
+
+    def role(self, login: str) -> str:
+        """What ``login`` may do here. Everybody may read a public repository."""
+        return highest([self.collaborators.get(login, "none"), "none" if self.private else "read"])
+
+    def pulls(self) -> list[tuple[Issue, Pull]]:
+        """The pull requests, oldest first."""
+        return [(issue, issue.pull) for issue in self.issues.values() if issue.pull is not None]
+
+
+@dataclass
+class Delivery:
+    """One attempt to deliver a webhook."""
+
+    id: int
+    guid: str
+    event: str
+    action: str | None
+    delivered_at: datetime
+    payload: dict[str, Any]
+    repository_id: int | None
+    installation_id: int | None
+    redelivery: bool = False
+    url: str = ""
+    duration: float = 0.0
+    status: str = "pending"
+    status_code: int = 0
+    request_headers: dict[str, str] = field(default_factory=dict)
+    response_headers: dict[str, str] = field(default_factory=dict)
+    response_body: str = ""
+
+
+@dataclass
+class World:
+    """Everything that the sandbox remembers."""
+
+    app: App
+    users: dict[str, User] = field(default_factory=dict)
+    repositories: dict[int, Repository] = field(default_factory=dict)
+    installations: dict[int, Installation] = field(default_factory=dict)
+    tokens: dict[str, InstallationToken] = field(default_factory=dict)
+    deliveries: list[Delivery] = field(default_factory=list)
+    """Newest first."""
+    last_id: int = 10_000
+
+    def next_id(self) -> int:
+        """A database id that nothing else has."""
+        self.last_id += 1
+        return self.last_id
+
+    def user(self, login: str) -> User | None:
+        """The account with this login, whatever its case."""
+        if login in self.users:
+            return self.users[login]
+        return next((one for one in self.users.values() if one.login.lower() == login.lower()), None)
+
+    def repository(self, owner: str, name: str) -> Repository | None:
+        """The repository with this name, whatever its case."""
+        full_name = f"{owner}/{name}".lower()
+        return next((one for one in self.repositories.values() if one.full_name.lower() == full_name), None)
+
+    def installation_for(self, repository: Repository) -> Installation | None:
+        """The App's installation that covers this repository."""
+        for one in self.installations.values():
+            chosen = one.repository_ids is None or repository.id in one.repository_ids
+            if one.account == repository.owner and chosen:
+                return one
+        return None
+
+
+_ADAPTER = TypeAdapter(World)
+
+
+def save_world(world: World, file: Path) -> None:
+    """Write the world to ``file``; a crash leaves the old file or the new one."""
+    draft = file.with_suffix(".new")
+    draft.write_bytes(_ADAPTER.dump_json(world))
+    draft.chmod(0o600)
+    draft.replace(file)
+
+
+def load_world(file: Path) -> World:
+    """Read what ``save_world`` wrote.
+
+    Raises:
+        pydantic.ValidationError: the file is damaged or of another version.
+    """
+    return _ADAPTER.validate_json(file.read_bytes())
