@@ -138,7 +138,7 @@ def sandbox(listen: str, state: Path | None, webhook_url: str | None) -> None:
     It has issues, pull requests, reviews, check runs, real git, Apps and webhooks, and plain web pages to use them. It
     prints its URL, the App's id, key and webhook secret, and the users. Without --state it keeps nothing.
     """
-    from bot.sandbox import run_sandbox
+    from bot.sandbox.command import run_sandbox
 
     try:
         asyncio.run(run_sandbox(listen, state, webhook_url))

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import click
+
 from bot.sandbox.auth import user_token
 from bot.sandbox.sandbox import Sandbox
 
@@ -47,7 +49,7 @@ async def run_sandbox(
     state: Path | None = None,
     webhook_url: str | None = None,
     *,
-    say: Callable[[str], None],
+    say: Callable[[str], None] = click.echo,
     stop: asyncio.Event | None = None,
 ) -> None:
     """Run until SIGINT, SIGTERM or ``stop``.
