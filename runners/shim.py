@@ -42,6 +42,7 @@ MAX_SESSION = 100 << 20  # bytes of a thread's session files
 MAX_SESSION_FILES = 20_000
 MAX_ERROR = 4000  # characters of a reported error
 HEARTBEAT = 10.0  # seconds
+STOP_GRACE = 5.0  # seconds for the agent when we are ended ourselves: our own time is short then
 LONG_POLL = 40.0  # seconds; the gateway answers within 25
 GIT_SECONDS = 600.0
 CLONE_SECONDS = 1800.0
@@ -1159,7 +1160,8 @@ class Shim:
         if ended:
             await self.processes.sweep()
         else:
-            await self.processes.terminate(child, float(turn.get("grace", 10)))
+            grace = float(turn.get("grace", 10))
+            await self.processes.terminate(child, min(grace, STOP_GRACE) if self.stop.is_set() else grace)
         # with every writer dead the pipes end; the limit is for a process that not even SIGKILL ends
         _, late = await asyncio.wait(readers, timeout=30)
         for reader in late:

@@ -19,11 +19,14 @@ from runners.gateway.server import Gateway
 
 MAX_PUSH = 1 << 20
 PATIENT = 60.0  # seconds after which a test that waits for something has failed
-#: A call of the agent through the relay; prints the status of the answer.
+#: A call of the agent through the relay: connects, makes the file $CONNECTED, asks, prints the answer's status.
 HEARTBEAT = """python3 -c '
-import os, urllib.request as web
-ask = web.Request(os.environ["URL"] + "/heartbeat", method="POST", data=b"", headers={"x-api-key": os.environ["KEY"]})
-print(web.urlopen(ask).status)'"""
+import http.client, os, pathlib, urllib.parse
+call = http.client.HTTPConnection(urllib.parse.urlsplit(os.environ["URL"]).netloc)
+call.connect()
+pathlib.Path(os.environ.get("CONNECTED", "/dev/null")).touch()
+call.request("POST", "/heartbeat", headers={"x-api-key": os.environ["KEY"]})
+print(call.getresponse().status)'"""
 
 
 def git(*arguments: str, cwd: Path, stdin: str = "") -> str:

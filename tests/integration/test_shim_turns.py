@@ -298,14 +298,17 @@ async def test_a_restarted_worker_loses_no_line_and_gets_the_outcome(host: Host)
 
 
 async def test_an_agents_call_waits_for_a_restarting_gateway(host: Host) -> None:
-    go = host.folder / "go"
-    call = f"echo first; until [ -e {go} ]; do sleep 0.02; done; " + HEARTBEAT
+    go, connected = host.folder / "go", host.folder / "connected"
     async with running(host):
-        command = {"env": {"URL": "{gateway}", "KEY": host.desk.token}}
-        host.desk.give(host.turn(call, command=command))
+        script = f"echo first; until [ -e {go} ]; do sleep 0.02; done; " + HEARTBEAT
+        env = {"URL": "{gateway}", "KEY": host.desk.token, "CONNECTED": str(connected)}
+        host.desk.give(host.turn(script, command={"env": env}))
         await host.said("first")
         await host.gateway.aclose()
         go.touch()
+        async with asyncio.timeout(PATIENT):
+            while not connected.exists():
+                await asyncio.sleep(0.01)
         await host.restart()
         await asyncio.wait_for(host.desk.outcome(1), PATIENT)
         assert await host.lines() == ["first", "204"]
