@@ -486,17 +486,21 @@ async def test_installations_never_share_answers(hub, github):
 
 async def test_media_types_never_share_answers(hub, github):
     def answer(request):
+        # one tag for both, believed at once: what comes back must still be of the kind that was asked for
+        if "if-none-match" in request.headers:
+            return httpx.Response(304)
         if "diff" in request.headers["accept"]:
-            kind = {"content-type": "application/vnd.github.diff; charset=utf-8", "etag": '"d"'}
+            kind = {"content-type": "application/vnd.github.diff; charset=utf-8", "etag": '"same"'}
             return httpx.Response(200, text="diff --git", headers=kind)
-        return tagged({"n": 1})(request)
+        return httpx.Response(200, json={"n": 1}, headers={"etag": '"same"'})
 
-    hub.get(f"{API}/repos/o/r/pulls/1").mock(side_effect=answer)
+    route = hub.get(f"{API}/repos/o/r/pulls/1").mock(side_effect=answer)
     client = github.installation(7)
     for _ in range(2):
         assert await client.getitem("/repos/o/r/pulls/1") == {"n": 1}
         diff = await client.getitem("/repos/o/r/pulls/1", accept="application/vnd.github.diff")
         assert diff == "diff --git"
+    assert [call.response.status_code for call in route.calls] == [200, 200, 304, 304]
 
 
 async def test_the_cache_is_bounded(hub, pem):
