@@ -54,7 +54,7 @@ from runners.sessions import SessionShelf
 
 log = structlog.get_logger(__name__)
 
-GRACE = 15.0  # seconds for the shim to end the agent, checkpoint and report
+GRACE = 30.0  # seconds for the shim to end the agent, checkpoint and report
 OVERTIME = 60.0  # seconds after the deadline before the container is stopped from outside
 OUTCOME_WAIT = 5.0  # seconds for a posted outcome to arrive after the container has ended
 PROGRESS_INTERVAL = 10.0  # seconds between two edits of the comment; GitHub counts each as content creation

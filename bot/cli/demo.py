@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from bot.config import Settings, fixed_settings
 from bot.errors import ConfigurationError, InfrastructureError
 from bot.logs import configure
 from bot.redact import Redactor
-from bot.sandbox import Sandbox
+from bot.sandbox.sandbox import Sandbox
 
 REPO = "acme/hello"
 PERSON = "maria"
@@ -34,12 +33,12 @@ KEYS = {
 
 TITLE = "Say goodbye, too"
 STEPS_BODY = """\
-`greet.py` can say hello. It should be able to say goodbye as well.
+`hello` can greet. It should be able to say goodbye as well.
 
-The `shell` agent needs no model: it runs the steps in this block.
+The `shell` agent needs no model: it runs the steps in these blocks.
 
 ```sh
-cat >> greet.py <<'PYTHON'
+cat >> hello/greeting.py <<'PYTHON'
 
 
 def farewell(name: str) -> str:
@@ -48,12 +47,12 @@ PYTHON
 ```
 
 ```sh
-python3 -c 'import greet; assert greet.farewell("Ada") == "Goodbye, Ada!"; print("it works")'
-rm -rf __pycache__
+python3 -B -c 'from hello.greeting import farewell; assert farewell("Ada") == "Goodbye, Ada!"'
+python3 -B -m unittest
 ```
 """
 MODEL_BODY = """\
-`greet.py` can say hello. Add a function `farewell(name)` beside it that returns `Goodbye, NAME!`, and try it.
+`hello` can greet. Add a function `farewell(name)` to `hello/greeting.py` that returns `Goodbye, NAME!`, with a test.
 """
 
 
@@ -100,7 +99,8 @@ async def play(*, agent: str, runner: str, keep: bool) -> None:
 
 async def _act(sandbox: Sandbox, agent: str, story: Story) -> None:
     person = sandbox.as_user(PERSON)
-    number = await person.open_issue(REPO, TITLE, STEPS_BODY if agent == "shell" else MODEL_BODY)
+    body = STEPS_BODY if agent == "shell" else MODEL_BODY
+    number = int((await person.open_issue(REPO, TITLE, body))["number"])
     story.tell(f"{PERSON} opened issue #{number}: “{TITLE}”")
     await person.add_label(REPO, number, f"agent:{agent}")
     story.tell(f"{PERSON} labelled it `agent:{agent}`")
@@ -108,30 +108,23 @@ async def _act(sandbox: Sandbox, agent: str, story: Story) -> None:
     watch = _Watch(story)
     while True:
         await asyncio.sleep(LOOK_INTERVAL)
-        issue = sandbox.issue(REPO, number)
         comments = sandbox.comments(REPO, number)
         pulls = sandbox.pulls(REPO)
         runs = sandbox.check_runs(REPO)
-        reactions = [reaction["content"] for reaction in issue["_reactions"]]
-        watch.once("eyes", "eyes" in reactions, lambda: "the bot reacted 👀")
-        watch.once("rocket", "rocket" in reactions, lambda: "the bot reacted 🚀: an agent starts")
+        reactions = [content for _, content in sandbox.reactions(REPO, number)]
+        watch.once("eyes", "eyes" in reactions, "the bot reacted 👀")
+        watch.once("rocket", "rocket" in reactions, "the bot reacted 🚀: an agent starts")
         for comment in comments:
-            headline = comment["body"].splitlines()[1] if "\n" in comment["body"] else comment["body"]
-            watch.once(("comment", headline), True, lambda text=headline: f"its comment says: {text}")
-        for branch in sandbox.branches(REPO):
-            watch.once(("branch", branch), branch != "main", lambda name=branch: f"branch {name} was pushed")
+            headline = (comment["body"].splitlines()[1:2] or [comment["body"]])[0]
+            watch.once(("comment", headline), True, f"its comment says: {headline}")
+        for branch in await sandbox.branches(REPO):
+            watch.once(("branch", branch), branch != "main", f"branch {branch} was pushed")
         for pull in pulls:
-            watch.once(
-                ("pull", pull["number"]), True,
-                lambda made=pull: f"pull request #{made['number']} was opened: “{made['title']}”",
-            )  # fmt: skip
+            opened = pull["number"]
+            watch.once(("pull", opened), True, f"pull request #{opened} was opened: “{pull['title']}”")
         for run in runs:
             state = run["conclusion"] or run["status"]
-            watch.once(
-                ("run", run["id"], state),
-                True,
-                lambda name=run["name"], said=state: f"check run `{name}`: {said}",
-            )
+            watch.once(("run", run["id"], state), True, f"check run `{run['name']}`: {state}")
         body = comments[-1]["body"] if comments else ""
         if "✅" in body and runs and runs[0]["conclusion"] == "success":
             break
@@ -140,7 +133,7 @@ async def _act(sandbox: Sandbox, agent: str, story: Story) -> None:
             raise InfrastructureError("The job did not succeed.", "The comment above says why.")
     pull = pulls[0]
     click.echo(click.style(f"\nThe diff of {pull['head']['ref']}:\n", bold=True))
-    click.echo(sandbox.diff(REPO, pull["number"]))
+    click.echo(await sandbox.diff(REPO, pull["base"]["ref"], pull["head"]["ref"]))
 
 
 class _Watch:
@@ -150,11 +143,11 @@ class _Watch:
         self._story = story
         self._told: set[Any] = set()
 
-    def once(self, key: object, so: bool, text: Callable[[], str]) -> None:
+    def once(self, key: object, so: bool, text: str) -> None:
         """Tell ``text`` when ``so``, unless ``key`` was told."""
         if so and key not in self._told:
             self._told.add(key)
-            self._story.tell(text())
+            self._story.tell(text)
 
 
 def _settings(sandbox: Sandbox, folder: Path, agent: str, runner: str) -> Settings:

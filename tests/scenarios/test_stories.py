@@ -1,0 +1,160 @@
+"""Stories as data: what people do, and what must be so afterwards. One YAML file each, in ``stories/``.
+
+Keys: ``story`` (a sentence), ``runner`` (local or docker), ``settings``, ``llm`` (a script),
+``when`` (acts in order), ``then`` (what is expected). An act is one of: ``{as, opens: {title, body}}``,
+``{as, labels}``, ``{as, unlabels}``, ``{as, writes}``, ``{wait: ended|running}``, ``{as, pushes: {branch, files}}``,
+``{as, opens pull: {branch, title, files}}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bot.model import Job, JobState
+from tests.llm import Script
+from tests.scenarios.world import REPO, World, world
+
+STORIES = sorted((Path(__file__).parent / "stories").glob("*.yml"))
+KNOWN = {"story", "runner", "settings", "llm", "when", "then"}
+KNOWN_THEN = {
+    "job", "jobs", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
+    "comment", "no comment", "check", "check on head", "reactions", "tokens", "cost", "llm requests", "on pull",
+}  # fmt: skip
+
+
+def parameters() -> list[Any]:
+    found = []
+    for path in STORIES:
+        story = yaml.safe_load(path.read_text())
+        assert set(story) <= KNOWN, f"{path.name}: unknown {set(story) - KNOWN}"
+        assert set(story["then"]) <= KNOWN_THEN, f"{path.name}: unknown {set(story['then']) - KNOWN_THEN}"
+        marks = [pytest.mark.docker] if story.get("runner") == "docker" else []
+        if story.get("llm"):
+            marks.append(pytest.mark.cli)
+        found.append(pytest.param(story, marks=[*marks, pytest.mark.timeout(400)], id=path.stem))
+    return found
+
+
+@pytest.mark.parametrize("story", parameters())
+async def test_story(story: dict[str, Any], tmp_path: Path) -> None:
+    script = Script.of(story["llm"]) if story.get("llm") else None
+    settings = {"runner": story.get("runner", "local"), **story.get("settings", {})}
+    async with world(tmp_path, script=script, **settings) as box:
+        teller = Teller(box)
+        for act in story["when"]:
+            await teller.act(dict(act))
+        await teller.check(story["then"])
+
+
+class Teller:
+    """Plays the acts and remembers which issue or pull request they are about."""
+
+    def __init__(self, box: World) -> None:
+        self.box = box
+        self.number = 0
+        self.jobs = 0
+
+    async def act(self, act: dict[str, Any]) -> None:
+        github = self.box.github
+        if "wait" in act:
+            await self._wait(act["wait"], act.get("job", self.jobs - 1))
+            return
+        person = github.as_user(act.pop("as"))
+        ((verb, what),) = act.items()
+        if verb == "opens":
+            self.number = (await person.open_issue(REPO, what["title"], what.get("body", "")))["number"]
+        elif verb == "labels":
+            self.jobs += 1
+            await person.add_label(REPO, self.number, what)
+        elif verb == "unlabels":
+            await person.remove_label(REPO, self.number, what)
+        elif verb == "writes":
+            self.jobs += 1
+            await person.comment(REPO, self.number, what)
+        elif verb == "remarks":  # a comment that starts nothing
+            await person.comment(REPO, self.number, what)
+        elif verb == "closes":
+            await person.close(REPO, self.number)
+        elif verb == "pushes":
+            await person.push_commit(REPO, what["branch"], what["files"])
+        elif verb == "opens pull":
+            await person.push_commit(REPO, what["branch"], what["files"])
+            pull = await person.open_pull(REPO, what["branch"], what["title"])
+            self.number = pull["number"]
+        else:
+            raise ValueError(f"nobody knows how to do {verb!r}")
+
+    async def _wait(self, what: str, nth: int) -> None:
+        if what == "ended":
+            await self.box.ended(self.number, nth=nth)
+        elif what == "running":
+            async with asyncio.timeout(120):
+                while (await self.box.job(self.number, nth=nth)).state is not JobState.running:
+                    await asyncio.sleep(0.05)
+        elif what == "settled":
+            await self.box.github.deliveries_settled()
+            await asyncio.sleep(0.5)  # nothing is expected to happen: give it the time to happen
+        else:
+            raise ValueError(what)
+
+    async def check(self, then: dict[str, Any]) -> None:
+        box, github = self.box, self.box.github
+        all_jobs = await box.store.recent_jobs()
+        if "jobs" in then:
+            assert len(all_jobs) == then["jobs"]
+        job: Job | None = all_jobs[0] if all_jobs else None
+        if "job" in then:
+            assert job is not None
+            assert str(job.state) == then["job"], (job.phase, job.failure, job.message)
+            assert (job.phase and str(job.phase)) == then.get("phase", job.phase and str(job.phase))
+            assert (job.failure and str(job.failure)) == then.get("failure")
+            for part in _list(then.get("message")):
+                assert part in job.message
+            if "tokens" in then:
+                usage = job.usage
+                assert [usage.input_tokens, usage.output_tokens, usage.cached_tokens] == then["tokens"]
+            if "cost" in then:
+                assert job.usage.cost == pytest.approx(then["cost"], abs=1e-9)
+            if "llm requests" in then:
+                assert job.usage.requests == then["llm requests"]
+        if "branches" in then:
+            assert len(await box.new_branches()) == then["branches"]
+        branch = job.branch if job else None
+        for path, part in then.get("files", {}).items():
+            assert part in (await github.file(REPO, branch or "", path) or "")
+        for path in then.get("no files", []):
+            assert await github.file(REPO, branch or "", path) is None
+        if "pulls" in then:
+            assert len(github.pulls(REPO)) == then["pulls"]
+        if "pull" in then:
+            (pull,) = github.pulls(REPO)
+            for part in _list(then["pull"]):
+                assert part in f"{pull['title']}\n{pull['body']}"
+        if "comments" in then:
+            assert len(github.comments(REPO, self.number)) == then["comments"]
+        told = "\n\n".join(comment["body"] for comment in github.comments(REPO, self.number))
+        for part in _list(then.get("comment")):
+            assert part in told
+        for part in _list(then.get("no comment")):
+            assert part not in told
+        if "check" in then:
+            runs = {run["head_sha"]: run["conclusion"] or run["status"] for run in github.check_runs(REPO)}
+            if then["check"] is None:
+                assert runs == {}
+            else:
+                assert job is not None
+                sha = job.head_sha or job.base_sha or ""
+                assert runs.get(sha) == then["check"]
+                assert len(github.check_runs(REPO)) == len(runs), "one check run for each commit"
+        if "reactions" in then:
+            found = [content for _, content in github.reactions(REPO, self.number)]
+            assert sorted(found) == sorted(then["reactions"])
+
+
+def _list(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)

@@ -1,0 +1,137 @@
+"""A whole product in a box: sandbox GitHub, server, worker, Redis and a scripted LLM, and questions to ask it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bot.config import Settings, fixed_settings
+from bot.database import create_engine
+from bot.embedded_redis import EmbeddedRedis
+from bot.model import Job
+from bot.redact import Redactor
+from bot.sandbox.sandbox import Sandbox
+from bot.server import server
+from bot.store import Store
+from bot.worker import worker
+from tests.llm import Script, ScriptedLlm
+
+REPO = "acme/hello"
+LOOK_INTERVAL = 0.05  # seconds
+
+#: Secrets of the server that must be nowhere in a container, an answer or a log.
+CANARIES = {
+    "webhook": "canary-webhook-secret-4711",
+    "anthropic": "sk-ant-canary-4712-abcdefghijklmnop",
+    "openai": "sk-canary-4713-abcdefghijklmnopqrst",
+}
+
+
+@dataclass
+class World:
+    """Handles on everything."""
+
+    github: Sandbox
+    settings: Settings
+    store: Store
+    llm: ScriptedLlm | None
+
+    async def job(self, number: int, *, nth: int = 0) -> Job:
+        """The issue's job number ``nth``, oldest first, when it is there."""
+        return await self._until(lambda jobs: jobs[nth] if len(jobs) > nth else None, number, 30)
+
+    async def ended(self, number: int, *, nth: int = 0, within: float = 120) -> Job:
+        """The issue's job when it is final and GitHub was told."""
+
+        def told(jobs: list[Job]) -> Job | None:
+            return jobs[nth] if len(jobs) > nth and jobs[nth].state.final else None
+
+        job = await self._until(told, number, within)
+        async with asyncio.timeout(60):
+            while job.id in {other.id for other in await self.store.unreported_jobs()}:
+                await asyncio.sleep(LOOK_INTERVAL)
+        return job
+
+    async def _until(self, ready: Callable[[list[Job]], Job | None], number: int, seconds: float) -> Job:
+        repo_id = self.github.world.repository(*REPO.split("/")).id
+        jobs: list[Job] = []
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    jobs = list(reversed(await self.store.jobs_on(repo_id, number)))
+                    if (job := ready(jobs)) is not None:
+                        return job
+                    await asyncio.sleep(LOOK_INTERVAL)
+        except TimeoutError:
+            shown = [(job.id, str(job.state), job.phase, job.message) for job in jobs]
+            raise AssertionError(f"#{number} did not get there; its jobs are {shown}") from None
+
+    def stickies(self, number: int) -> list[str]:
+        """Bodies of the bot's comments about jobs."""
+        return [
+            comment["body"]
+            for comment in self.github.comments(REPO, number)
+            if "<!-- agent-conductor:job:" in comment["body"]
+        ]
+
+    async def new_branches(self) -> list[str]:
+        """Branches that the bot made."""
+        return [name for name in await self.github.branches(REPO) if name.startswith("agent/")]
+
+
+def settings_for(
+    github: Sandbox, folder: Path, redis_url: str, llm: ScriptedLlm | None, **values: Any
+) -> Settings:
+    """What a server and a worker of this world are told."""
+    bundle = os.environ.get("SSL_CERT_FILE")
+    return fixed_settings(
+        **{
+            "mode": "dev",
+            "github_api_url": github.url,
+            "github_app_id": str(github.app_id),
+            "github_private_key": str(github.private_key_path),
+            "webhook_secret": github.webhook_secret,
+            "listen": "127.0.0.1:0",
+            "data_dir": folder / "data",
+            "redis_url": redis_url,
+            "host_name": f"test-{os.getpid()}-{folder.name[-20:]}",
+            "runner": "local",
+            "allow_local_runner": True,
+            "default_agent": "shell",
+            "job_timeout": 300,
+            "slots": 4,
+            "image_ca_bundle": bundle or None,
+            "models": {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"},
+            "prices": {"gpt-5.5": {"input": 2.0, "output": 8.0, "cached": 0.2}},
+            "llm_anthropic_key": CANARIES["anthropic"],
+            "llm_openai_key": CANARIES["openai"],
+            **({"llm_anthropic_url": llm.url, "llm_openai_url": f"{llm.url}/v1"} if llm else {}),
+        }
+        | values
+    )
+
+
+@contextlib.asynccontextmanager
+async def world(folder: Path, *, script: Script | None = None, **values: Any) -> AsyncIterator[World]:
+    """Everything in this process. At the end the sandbox must have found nothing wrong with any request."""
+    async with contextlib.AsyncExitStack() as stack:
+        github = await stack.enter_async_context(
+            Sandbox.start(state_dir=folder / "github", webhook_secret=CANARIES["webhook"])
+        )
+        redis = await stack.enter_async_context(EmbeddedRedis(folder / "redis"))
+        llm = await stack.enter_async_context(ScriptedLlm(script)) if script else None
+        settings = settings_for(github, folder, redis.url, llm, **values)
+        redactor = Redactor(settings.secrets())
+        address = await stack.enter_async_context(server(settings, redactor))
+        await stack.enter_async_context(worker(settings, redactor))
+        github.webhook_url = f"{address}/webhook"
+        engine = create_engine(settings.sql_url)
+        stack.push_async_callback(engine.dispose)
+        yield World(github=github, settings=settings, store=Store(engine), llm=llm)
+        await github.deliveries_settled()
+        assert [str(problem) for problem in github.problems] == []
