@@ -19,7 +19,7 @@ from bot.store import Store
 
 STRICT = bool(os.environ.get("CONDUCTOR_TEST_STRICT"))
 
-for variable in [name for name in os.environ if name.startswith("CONDUCTOR_") and "_TEST_" not in name]:
+for variable in [name for name in os.environ if name.startswith("CONDUCTOR_")]:
     del os.environ[variable]  # a developer's own settings must not leak into tests
 
 
