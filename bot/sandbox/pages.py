@@ -11,13 +11,12 @@ from typing import Any
 
 import jinja2
 from aiohttp import web
-from markdown_it import MarkdownIt
-from markupsafe import Markup
 
 from bot.sandbox.api import Api
 from bot.sandbox.git import FileChange
 from bot.sandbox.github import GitHub
 from bot.sandbox.human import Human, HumanError
+from bot.sandbox.markup import rendered
 from bot.sandbox.present import REACTIONS
 from bot.sandbox.state import Issue, Repository
 
@@ -44,10 +43,6 @@ class Pages:
     def __init__(self, github: GitHub, api: Api):
         self._github = github
         self._api = api
-        # html=False: markup in comments is shown as text
-        self._markdown = MarkdownIt("commonmark", {"html": False, "breaks": True}).enable(
-            ["table", "strikethrough"]
-        )
         self._templates = jinja2.Environment(
             loader=jinja2.PackageLoader("templates", "sandbox"),
             autoescape=True,
@@ -55,7 +50,7 @@ class Pages:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters["markdown"] = self._rendered
+        self._templates.filters["markdown"] = lambda text: rendered(text or "")
         self._templates.globals["emoji"] = _EMOJI
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
@@ -193,10 +188,6 @@ class Pages:
             **values,
         )
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
-
-    def _rendered(self, text: str | None) -> Markup:
-        # markdown-it escapes all HTML of its input and refuses javascript: links
-        return Markup(self._markdown.render(text or ""))  # noqa: S704
 
 
 async def _tried(action: Awaitable[Any]) -> Any:
