@@ -1,195 +1,376 @@
-"""The inbox: what GitHub delivered, on disk before it is answered, until it was dealt with.
+"""The durable inbox: a delivery is on disk before GitHub gets its 202, and stays there until it was worked off.
 
-Deliveries that arrive together are written in one transaction (group commit): one ``fsync`` serves them all.
+Puts that come at the same time share a transaction: while one commit runs the next batch gathers, so that the
+disk is asked once for many deliveries. A delivery is ``received`` until it is ``done`` or ``failed``; a
+redelivery carries the same id (https://docs.github.com/en/webhooks/testing-and-troubleshooting-webhooks/redelivering-webhooks),
+is a duplicate of the first two, and takes up a failed one again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
+import zlib
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
-import structlog
-from sqlalchemy import bindparam, delete, select, update
+import orjson
+from sqlalchemy import Connection, Engine, bindparam, delete, event, select, update
+from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bot.errors import InfrastructureError
+from bot.errors import ConfigurationError, InfrastructureError
 from bot.schema import deliveries
 
-log = structlog.get_logger(__name__)
-
-MAX_BATCH = 200  # deliveries in one transaction
-MAX_WAITING = 2000  # deliveries that may wait for a transaction; more are turned away
+COMMIT_LIMIT = 8.0  # seconds; GitHub waits for ten
+BATCH = 128  # deliveries in one transaction
+WAITING_LIMIT = 4096  # deliveries that wait for a commit
+WAITING_BYTES = 128 * 2**20  # and what their bodies may take
 
 
 class State(enum.StrEnum):
     """Where a delivery is."""
 
-    received = "received"
+    received = "received"  # on disk, not worked off yet
     done = "done"
-    failed = "failed"
+    failed = "failed"  # given up; a redelivery takes it up again
 
 
-class Stored(enum.Enum):
-    """What became of a delivery that was put in."""
+class Stored(enum.StrEnum):
+    """What a put did."""
 
     new = "new"
     duplicate = "duplicate"
 
 
-class InboxFull(InfrastructureError):
-    """More deliveries wait than the database writes; GitHub is told to come again."""
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Delivery:
-    """One webhook delivery. ``body`` is the raw JSON, deflated (zlib)."""
+    """One webhook delivery as GitHub sent it."""
 
-    id: str
-    event: str
+    id: str  # X-GitHub-Delivery
+    event: str  # X-GitHub-Event
     action: str | None
     installation_id: int | None
-    body: bytes
     received_at: datetime
-    tries: int = 0
+    body: bytes  # the raw JSON
+    tries: int = 0  # that failed so far
+
+    def payload(self) -> dict[str, Any]:
+        """The parsed body. Raises ValueError when it is not a JSON object."""
+        payload = orjson.loads(self.body)
+        if not isinstance(payload, dict):
+            raise ValueError("the payload is not a JSON object")
+        return payload
+
+
+class InboxFull(InfrastructureError):
+    """More deliveries wait for the disk than may: GitHub should try again later."""
+
+
+class InboxUnavailable(InfrastructureError):
+    """The database did not take the delivery."""
+
+
+@dataclass(slots=True)
+class _Put:
+    delivery: Delivery
+    stored: asyncio.Future[Stored]
+
+
+@dataclass(slots=True)
+class _Change:
+    """A new state of a stored delivery."""
+
+    values: dict[str, Any]
+    changed: asyncio.Future[None]
 
 
 class Inbox:
-    """The table of deliveries. Open it with ``async with``."""
+    """Stores deliveries and what became of them. One per process; :meth:`aclose` it at the end."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        """Use the database of ``engine``, whose schema is up to date."""
         self._engine = engine
-        self._waiting: list[tuple[Delivery, asyncio.Future[Stored]]] = []
-        self._wake = asyncio.Event()
+        self._puts: list[_Put] = []
+        self._changes: list[_Change] = []
+        self._waiting_bytes = 0
         self._writer: asyncio.Task[None] | None = None
-        insert = (postgresql if engine.dialect.name == "postgresql" else sqlite).insert(deliveries)
-        # a delivery that failed before comes back as new: a redelivery is the way to try it again
-        self._insert = insert.on_conflict_do_update(
-            index_elements=["id"],
-            set_={"state": str(State.received), "error": None, "tries": 0},
-            where=deliveries.c.state == str(State.failed),
-        ).returning(deliveries.c.id)
+        self._closed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="inbox")
+        # SQLite is called directly, in one thread, with one hop for a whole transaction: through the async
+        # driver every statement is a hop of its own, and a batch costs twice as much.
+        self._sqlite = _sqlite_engine(engine) if engine.dialect.name == "sqlite" else None
 
     async def put(self, delivery: Delivery) -> Stored:
-        """Write it down; returns when it is on disk.
+        """Return when ``delivery`` is on disk, or was before.
 
-        Raises InboxFull, or InfrastructureError when the database refuses: then nothing was kept.
+        Raises InboxFull when too much waits already, InboxUnavailable when the commit failed.
         """
-        if len(self._waiting) >= MAX_WAITING:
-            raise InboxFull("Too many deliveries wait to be written.", "They can be redelivered.")
-        if self._writer is None:
-            self._writer = asyncio.create_task(self._write(), name="inbox")
-        future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-        self._waiting.append((delivery, future))
-        self._wake.set()
-        return await future
-
-    async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            if not self._waiting:
-                self._wake.clear()
-            try:
-                new = await self._commit([delivery for delivery, _ in batch])
-            except (SQLAlchemyError, OSError) as error:
-                log.error("deliveries not stored", count=len(batch), error=str(error).split("\n")[0])
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(
-                            InfrastructureError("The delivery could not be stored.", "Redeliver it later.")
-                        )
-                continue
-            for delivery, future in batch:
-                if not future.done():
-                    # the first of two equal ids in one batch is the new one
-                    future.set_result(Stored.new if delivery.id in new else Stored.duplicate)
-                new.discard(delivery.id)
-
-    async def _commit(self, batch: list[Delivery]) -> set[str]:
-        unique = {delivery.id: delivery for delivery in reversed(batch)}
-        rows = [
-            {
-                "id": delivery.id,
-                "event": delivery.event,
-                "action": delivery.action,
-                "installation_id": delivery.installation_id,
-                "received_at": delivery.received_at,
-                "body": delivery.body,
-                "state": str(State.received),
-                "tries": 0,
-            }
-            for delivery in unique.values()
-        ]
-        async with self._engine.begin() as connection:
-            return set((await connection.execute(self._insert, rows)).scalars())
-
-    async def pending(self) -> list[Delivery]:
-        """What was received and not dealt with, oldest first: to be replayed at start."""
-        query = (
-            select(deliveries)
-            .where(deliveries.c.state == str(State.received))
-            .order_by(deliveries.c.received_at, deliveries.c.id)
-        )
-        async with self._engine.connect() as connection:
-            return [
-                Delivery(
-                    id=row.id,
-                    event=row.event,
-                    action=row.action,
-                    installation_id=row.installation_id,
-                    body=row.body,
-                    received_at=row.received_at,
-                    tries=row.tries,
-                )
-                for row in await connection.execute(query)
-            ]
+        if self._closed:
+            raise InboxUnavailable("The server is shutting down.")
+        size = len(delivery.body)
+        if len(self._puts) >= WAITING_LIMIT or self._waiting_bytes + size > WAITING_BYTES:
+            raise InboxFull("Too many deliveries wait for the database.", "Look at its disk and its load.")
+        put = _Put(delivery, asyncio.get_running_loop().create_future())
+        self._puts.append(put)
+        self._waiting_bytes += size
+        self._wake()
+        return await put.stored
 
     async def done(self, delivery_id: str) -> None:
-        """It was dealt with."""
-        await self._set(delivery_id, State.done, None)
+        """It was worked off. Raises InboxUnavailable when that could not be written."""
+        await self._change(delivery_id, State.done, error=None)
 
     async def failed(self, delivery_id: str, error: str) -> None:
-        """It cannot be dealt with; only a redelivery tries it again."""
-        await self._set(delivery_id, State.failed, error[:2000])
+        """It was given up. Raises InboxUnavailable when that could not be written."""
+        await self._change(delivery_id, State.failed, error=error, tries=1)
 
     async def tried(self, delivery_id: str, error: str) -> None:
-        """One try failed; it stays received."""
-        statement = (
-            update(deliveries)
-            .where(deliveries.c.id == bindparam("b_id"))
-            .values(tries=deliveries.c.tries + 1, error=bindparam("b_error"))
-        )
-        async with self._engine.begin() as connection:
-            await connection.execute(statement, {"b_id": delivery_id, "b_error": error[:2000]})
+        """A try failed, another one will follow. Raises InboxUnavailable when that could not be written."""
+        await self._change(delivery_id, State.received, error=error, tries=1)
 
-    async def _set(self, delivery_id: str, state: State, error: str | None) -> None:
-        async with self._engine.begin() as connection:
-            await connection.execute(
-                update(deliveries)
-                .where(deliveries.c.id == delivery_id)
-                .values(state=str(state), error=error, finished_at=datetime.now(UTC))
+    async def get(self, delivery_id: str) -> Delivery | None:
+        """The delivery, if it still waits to be worked off."""
+        async with asyncio.timeout(COMMIT_LIMIT), self._engine.connect() as connection:
+            query = select(deliveries).where(
+                deliveries.c.id == delivery_id, deliveries.c.state == State.received
             )
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return None
+        return Delivery(
+            id=row.id,
+            event=row.event,
+            action=row.action,
+            installation_id=row.installation_id,
+            received_at=row.received_at,
+            body=zlib.decompress(row.body),
+            tries=row.tries,
+        )
+
+    async def pending(
+        self, *, after: tuple[datetime, str] | None = None, before: datetime | None = None, limit: int = 500
+    ) -> list[tuple[datetime, str]]:
+        """Arrival and id of deliveries that wait to be worked off, oldest first.
+
+        ``after``: the last one of the page before this. ``before``: only what arrived earlier than that.
+        """
+        where = [deliveries.c.state == State.received]
+        if after is not None:
+            arrived, seen = after
+            where.append(
+                (deliveries.c.received_at > arrived)
+                | ((deliveries.c.received_at == arrived) & (deliveries.c.id > seen))
+            )
+        if before is not None:
+            where.append(deliveries.c.received_at < before)
+        query = (
+            select(deliveries.c.received_at, deliveries.c.id)
+            .where(*where)
+            .order_by(deliveries.c.received_at, deliveries.c.id)
+            .limit(limit)
+        )
+        async with asyncio.timeout(COMMIT_LIMIT), self._engine.connect() as connection:
+            return [(row.received_at, row.id) for row in await connection.execute(query)]
+
+    async def state(self, delivery_id: str) -> State | None:
+        """What became of a delivery; None when it is unknown or was pruned."""
+        async with asyncio.timeout(COMMIT_LIMIT), self._engine.connect() as connection:
+            query = select(deliveries.c.state).where(deliveries.c.id == delivery_id)
+            state = (await connection.execute(query)).scalar_one_or_none()
+        return None if state is None else State(state)
 
     async def prune(self, before: datetime) -> int:
-        """Forget what was dealt with before ``before``; returns how many."""
+        """Forget what was worked off or given up before that moment; return how many.
+
+        Keep more than GitHub's time for redeliveries (3 days, 7 on GHES), or one would be taken for new.
+        """
         async with self._engine.begin() as connection:
-            done = await connection.execute(
+            gone = await connection.execute(
                 delete(deliveries).where(
-                    deliveries.c.state != str(State.received), deliveries.c.received_at < before
+                    deliveries.c.state != State.received, deliveries.c.finished_at < before
                 )
             )
-        return done.rowcount
+        return gone.rowcount
 
     async def aclose(self) -> None:
-        """Stop writing; what waits is refused."""
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
-        for _, future in self._waiting:
-            if not future.done():
-                future.set_exception(InfrastructureError("The server is stopping.", "Redeliver it later."))
-        self._waiting.clear()
+        """Write what waits, and let the database go. The engine stays its owner's."""
+        self._closed = True
+        while self._writer is not None:
+            await asyncio.wait([self._writer])
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._release)
+        self._thread.shutdown()
+
+    def _release(self) -> None:
+        if self._sqlite is not None:
+            self._sqlite.dispose()
+
+    async def _change(self, delivery_id: str, state: State, *, error: str | None, tries: int = 0) -> None:
+        if self._closed:
+            raise InboxUnavailable("The server is shutting down.")
+        values = {
+            "key": delivery_id,
+            "to": str(state),
+            "why": error and error.replace("\0", ""),  # PostgreSQL's text holds none
+            "more": tries,
+            "at": None if state is State.received else datetime.now(UTC),
+        }
+        change = _Change(values, asyncio.get_running_loop().create_future())
+        self._changes.append(change)
+        self._wake()
+        await change.changed
+
+    def _wake(self) -> None:
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write(), name="inbox writer")
+
+    async def _write(self) -> None:
+        """Commit what has gathered until nothing is left."""
+        try:
+            while self._puts or self._changes:
+                puts, self._puts = self._puts[:BATCH], self._puts[BATCH:]
+                changes, self._changes = self._changes, []
+                self._waiting_bytes -= sum(len(put.delivery.body) for put in puts)
+                try:
+                    await self._commit_and_answer(puts, changes)
+                except Exception as error:  # whatever it was, those who wait must hear of it
+                    _refuse(puts, changes, error)
+        finally:
+            self._writer = None
+
+    async def _commit_and_answer(self, puts: Sequence[_Put], changes: Sequence[_Change]) -> None:
+        batch = {put.delivery.id: put.delivery for put in reversed(puts)}  # the first of equals
+        updates = [change.values for change in changes]
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(COMMIT_LIMIT):
+            if self._sqlite is not None:
+                fresh = await loop.run_in_executor(
+                    self._thread, _commit_sqlite, self._sqlite, batch.values(), updates
+                )
+            else:
+                rows = await loop.run_in_executor(self._thread, _rows, batch.values())
+                async with self._engine.begin() as connection:
+                    fresh = await connection.run_sync(_commit_postgresql, rows, updates)
+        for put in puts:
+            first = put.delivery.id in fresh
+            fresh.discard(put.delivery.id)
+            _answer(put.stored, Stored.new if first else Stored.duplicate)
+        for change in changes:
+            _answer(change.changed, None)
+
+
+def _answer(future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _refuse(puts: Sequence[_Put], changes: Sequence[_Change], error: Exception) -> None:
+    first_line = next(iter(str(error).splitlines()), "")
+    futures: list[asyncio.Future[Any]] = [put.stored for put in puts]
+    futures += [change.changed for change in changes]
+    for future in futures:
+        if not future.done():
+            refusal = InboxUnavailable(
+                f"The database did not take the delivery: {type(error).__name__}: {first_line}",
+                "Check that CONDUCTOR_DATABASE_URL is reachable and its disk has room; GitHub can redeliver.",
+            )
+            refusal.__cause__ = error
+            future.set_exception(refusal)
+            future.exception()  # whoever asked may be gone; that is no news
+
+
+# --- one transaction, on a plain connection
+
+_INSERTED = ("id", "event", "action", "installation_id", "received_at", "body", "state", "tries")
+_KNOWN = select(deliveries.c.id).where(
+    deliveries.c.id.in_(bindparam("ids", expanding=True)), deliveries.c.state != State.failed
+)
+_CHANGE = (
+    update(deliveries)
+    .where(deliveries.c.id == bindparam("key"))
+    .values(
+        state=bindparam("to"),
+        error=bindparam("why"),
+        finished_at=bindparam("at"),
+        tries=deliveries.c.tries + bindparam("more"),
+    )
+)
+
+
+def _upsert(insert: Any) -> Any:
+    """Insert, and make a failed delivery a received one again; leave all others alone."""
+    statement = insert(deliveries)
+    taken_up = {name: statement.excluded[name] for name in ("received_at", "body", "state", "tries")}
+    return statement.on_conflict_do_update(
+        index_elements=[deliveries.c.id],
+        set_={**taken_up, "error": None, "finished_at": None},
+        where=deliveries.c.state == State.failed,
+    )
+
+
+_UPSERT_SQLITE = _upsert(sqlite.insert)
+_UPSERT_POSTGRESQL = _upsert(postgresql.insert).returning(deliveries.c.id)
+
+
+def _rows(batch: Collection[Delivery]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": delivery.id,
+            "event": delivery.event,
+            "action": delivery.action,
+            "installation_id": delivery.installation_id,
+            "received_at": delivery.received_at,
+            "body": zlib.compress(delivery.body, 1),
+            "state": str(State.received),
+            "tries": 0,
+        }
+        for delivery in batch
+    ]
+
+
+def _commit_sqlite(engine: Engine, batch: Collection[Delivery], updates: list[dict[str, Any]]) -> set[str]:
+    rows = _rows(batch)
+    with engine.connect() as connection:
+        # the write lock first: what is read below is still true when it is written
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        fresh = {row["id"] for row in rows}
+        if rows:
+            # asked before, because RETURNING for many rows costs SQLAlchemy three times as much
+            fresh -= set(connection.execute(_KNOWN, {"ids": list(fresh)}).scalars())
+            connection.execute(_UPSERT_SQLITE, rows)
+        if updates:
+            connection.execute(_CHANGE, updates)
+        connection.commit()
+    return fresh
+
+
+def _commit_postgresql(
+    connection: Connection, rows: list[dict[str, Any]], updates: list[dict[str, Any]]
+) -> set[str]:
+    fresh = set(connection.execute(_UPSERT_POSTGRESQL, rows).scalars()) if rows else set()
+    if updates:
+        connection.execute(_CHANGE, updates)
+    return fresh
+
+
+def _sqlite_engine(engine: AsyncEngine) -> Engine:
+    if engine.url.database in (None, "", ":memory:"):
+        raise ConfigurationError(
+            "The inbox needs a database file: memory is not durable.",
+            "Set CONDUCTOR_DATABASE_URL or DATA_DIR.",
+        )
+    url = engine.url.set(drivername="sqlite+pysqlite")
+    own = create_sync_engine(url, connect_args={"timeout": COMMIT_LIMIT - 2, "check_same_thread": False})
+    event.listen(own, "connect", _prepare_sqlite)
+    return own
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    # the database file is in WAL mode already; without FULL a commit could be lost with the power
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
-import orjson
 import structlog
 from aiohttp import web
 
@@ -92,7 +90,7 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
 async def handle(delivery: Delivery, conductor: Conductor) -> None:
     """Give a stored delivery to the handlers. Raises when it is to be tried again."""
     try:
-        event = parse_event(delivery.id, delivery.event, orjson.loads(zlib.decompress(delivery.body)))
+        event = parse_event(delivery.id, delivery.event, delivery.payload())
     except NotForUs as error:
         log.info("not for us", delivery=delivery.id, event_name=delivery.event, reason=str(error))
         return

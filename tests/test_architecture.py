@@ -48,6 +48,7 @@ LAYERS: dict[str, int] = {
     "bot.inbox": 2,
     "bot.logs": 2,
     "bot.migrations": 2,
+    "bot.processor": 2,
     "bot.queue": 2,
     "bot.schema": 2,
     "bot.store": 2,

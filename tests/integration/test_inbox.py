@@ -1,0 +1,245 @@
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bot import inbox as inbox_module
+from bot.database import create_engine, upgrade
+from bot.errors import ConfigurationError
+from bot.inbox import Delivery, Inbox, InboxFull, InboxUnavailable, State, Stored
+from bot.schema import deliveries
+
+
+@pytest.fixture
+async def inbox(engine: AsyncEngine) -> AsyncIterator[Inbox]:
+    inbox = Inbox(engine)
+    yield inbox
+    await inbox.aclose()
+
+
+def a_delivery(delivery_id: str = "", *, body: bytes = b'{"action":"labeled"}', ago: float = 0) -> Delivery:
+    return Delivery(
+        id=delivery_id or str(uuid.uuid4()),
+        event="issues",
+        action="labeled",
+        installation_id=7,
+        received_at=datetime.now(UTC) - timedelta(seconds=ago),
+        body=body,
+    )
+
+
+async def test_what_was_put_is_read_back(inbox: Inbox) -> None:
+    delivery = a_delivery("d1", body='{"action":"labeled","text":"grün\\u0000"}'.encode())
+    assert await inbox.put(delivery) is Stored.new
+    assert await inbox.get("d1") == delivery
+    assert delivery.payload() == {"action": "labeled", "text": "grün\0"}
+    assert await inbox.pending() == [(delivery.received_at, "d1")]
+    assert await inbox.state("d1") is State.received
+    assert await inbox.get("unknown") is None
+    assert await inbox.state("unknown") is None
+
+
+async def test_a_received_or_done_delivery_is_a_duplicate(inbox: Inbox) -> None:
+    await inbox.put(a_delivery("d1"))
+    assert await inbox.put(a_delivery("d1")) is Stored.duplicate
+    await inbox.done("d1")
+    assert await inbox.put(a_delivery("d1")) is Stored.duplicate
+    assert await inbox.state("d1") is State.done
+    assert await inbox.get("d1") is None
+    assert await inbox.pending() == []
+
+
+async def test_a_failed_delivery_is_taken_up_again(inbox: Inbox) -> None:
+    await inbox.put(a_delivery("d1"))
+    await inbox.tried("d1", "GitHub is away")
+    first = await inbox.get("d1")
+    assert first is not None
+    assert first.tries == 1
+    await inbox.failed("d1", "gave\0 up")
+    assert await inbox.state("d1") is State.failed
+    assert await inbox.pending() == []
+    assert await inbox.put(a_delivery("d1", body=b'{"again":1}')) is Stored.new
+    again = await inbox.get("d1")
+    assert again is not None
+    assert (again.tries, again.body) == (0, b'{"again":1}')
+
+
+async def test_puts_at_the_same_time_share_transactions(inbox: Inbox, engine: AsyncEngine) -> None:
+    answers = await asyncio.gather(*(inbox.put(a_delivery(f"d{number % 200}")) for number in range(400)))
+    assert answers.count(Stored.new) == 200
+    assert answers[:200] == [Stored.new] * 200
+    assert len(await inbox.pending()) == 200
+    async with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            # each transaction has its own id: the first took one put, the rest were gathered
+            query = select(text("count(DISTINCT xmin::text)")).select_from(deliveries)
+            assert (await connection.execute(query)).scalar_one() <= 4
+
+
+async def test_two_servers_store_a_delivery_once(engine: AsyncEngine) -> None:
+    inboxes = [Inbox(engine), Inbox(engine)]
+    answers = await asyncio.gather(
+        *(inbox.put(a_delivery(f"d{number}")) for number in range(60) for inbox in inboxes)
+    )
+    assert answers.count(Stored.new) == 60
+    for inbox in inboxes:
+        await inbox.aclose()
+
+
+async def test_pending_comes_in_pages_oldest_first(inbox: Inbox) -> None:
+    await asyncio.gather(*(inbox.put(a_delivery(f"d{number}", ago=100 - number)) for number in range(7)))
+    first = await inbox.pending(limit=3)
+    second = await inbox.pending(limit=3, after=first[-1])
+    third = await inbox.pending(limit=3, after=second[-1])
+    assert [key for _, key in first + second + third] == [f"d{number}" for number in range(7)]
+    old = await inbox.pending(before=datetime.now(UTC) - timedelta(seconds=97.5))
+    assert [key for _, key in old] == ["d0", "d1", "d2"]
+
+
+async def test_pending_pages_through_equal_times(inbox: Inbox) -> None:
+    now = datetime.now(UTC)
+    same = [
+        Delivery(id=f"d{n}", event="e", action=None, installation_id=None, received_at=now, body=b"{}")
+        for n in range(5)
+    ]
+    await asyncio.gather(*map(inbox.put, same))
+    page = await inbox.pending(limit=2)
+    rest = await inbox.pending(limit=9, after=page[-1])
+    assert [key for _, key in page + rest] == [f"d{n}" for n in range(5)]
+
+
+async def test_prune_keeps_what_waits_and_what_is_young(inbox: Inbox) -> None:
+    for key in ("waits", "done", "failed", "young"):
+        await inbox.put(a_delivery(key, ago=1_000_000))
+    await inbox.done("done")
+    await inbox.failed("failed", "no")
+    between = datetime.now(UTC)
+    await inbox.done("young")
+    assert await inbox.prune(between) == 2
+    assert [await inbox.state(key) for key in ("waits", "done", "failed", "young")] == [
+        State.received,
+        None,
+        None,
+        State.done,
+    ]
+
+
+async def test_a_failing_database_fails_every_put_of_the_batch(inbox: Inbox, engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE deliveries RENAME TO gone"))
+    answers = await asyncio.gather(*(inbox.put(a_delivery()) for _ in range(20)), return_exceptions=True)
+    assert all(isinstance(answer, InboxUnavailable) for answer in answers)
+    assert "CONDUCTOR_DATABASE_URL" in str(answers[0])
+    with pytest.raises(InboxUnavailable):
+        await inbox.done("d1")
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE gone RENAME TO deliveries"))
+    assert await inbox.put(a_delivery("d1")) is Stored.new  # and goes on when the database is back
+
+
+async def test_one_impossible_row_does_not_hang_its_batch(inbox: Inbox) -> None:
+    naive = Delivery(
+        id="naive",
+        event="e",
+        action=None,
+        installation_id=None,
+        received_at=datetime(2026, 1, 1),  # noqa: DTZ001
+        body=b"{}",
+    )
+    with pytest.raises(InboxUnavailable, match="naive"):
+        await inbox.put(naive)
+    assert await inbox.put(a_delivery("d1")) is Stored.new
+
+
+async def test_the_queue_is_bounded(inbox: Inbox) -> None:
+    fill = [asyncio.ensure_future(inbox.put(a_delivery())) for _ in range(inbox_module.WAITING_LIMIT)]
+    await asyncio.sleep(0)  # all have queued, none was written
+    with pytest.raises(InboxFull):
+        await inbox.put(a_delivery())
+    assert set(await asyncio.gather(*fill)) == {Stored.new}
+    assert await inbox.put(a_delivery()) is Stored.new
+
+
+async def test_the_queue_is_bounded_in_bytes(inbox: Inbox) -> None:
+    big = b" " * (25 * 2**20)
+    fill = [asyncio.ensure_future(inbox.put(a_delivery(body=big))) for _ in range(5)]
+    await asyncio.sleep(0)
+    with pytest.raises(InboxFull):
+        await inbox.put(a_delivery(body=big))
+    assert await inbox.put(a_delivery(body=b"{}")) is Stored.new
+    await asyncio.gather(*fill)
+    assert await inbox.put(a_delivery(body=big)) is Stored.new
+
+
+async def test_closing_writes_what_waits_and_refuses_what_comes(engine: AsyncEngine) -> None:
+    inbox = Inbox(engine)
+    puts = [asyncio.ensure_future(inbox.put(a_delivery(f"d{number}"))) for number in range(50)]
+    await asyncio.sleep(0)
+    await inbox.aclose()
+    assert {await put for put in puts} == {Stored.new}
+    with pytest.raises(InboxUnavailable, match="shutting down"):
+        await inbox.put(a_delivery())
+    with pytest.raises(InboxUnavailable, match="shutting down"):
+        await inbox.done("d1")
+    assert len(await Inbox(engine).pending()) == 50
+
+
+async def test_a_locked_sqlite_file_is_an_error_in_time(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'c.db'}")
+    await upgrade(engine)
+    inbox = Inbox(engine)
+    holder = sqlite3.connect(tmp_path / "c.db")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(InboxUnavailable, match="locked"):
+        await inbox.put(a_delivery("d1"))
+    holder.rollback()
+    holder.close()
+    assert await inbox.put(a_delivery("d1")) is Stored.new
+    await inbox.aclose()
+    await engine.dispose()
+
+
+async def test_memory_is_refused() -> None:
+    engine = create_engine("sqlite+aiosqlite:///:memory:")
+    with pytest.raises(ConfigurationError, match="not durable"):
+        Inbox(engine)
+    await engine.dispose()
+
+
+KILLED_AFTER_PUT = """
+import asyncio, os, signal, sys
+from datetime import UTC, datetime
+from bot.database import create_engine
+from bot.inbox import Delivery, Inbox
+
+async def main():
+    inbox = Inbox(create_engine(sys.argv[1]))
+    put = lambda n: inbox.put(Delivery(id=f"d{n}", event="issues", action=None, installation_id=None,
+                                       received_at=datetime.now(UTC), body=b"{}"))
+    await asyncio.gather(*map(put, range(30)))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_was_put_survives_kill_9(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'c.db'}"
+    engine = create_engine(url)
+    await upgrade(engine)
+    died = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", KILLED_AFTER_PUT, url], timeout=60, check=False
+    )
+    assert died.returncode == -9
+    inbox = Inbox(engine)
+    assert len(await inbox.pending()) == 30
+    await inbox.aclose()
+    await engine.dispose()
