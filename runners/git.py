@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,9 +27,9 @@ LOCAL_TIMEOUT = 60.0
 MAX_OUTPUT = 64 * 2**20
 #: Bytes of standard error kept of one command; the rest is read and dropped.
 MAX_STDERR = 64 * 2**10
-#: The largest single allocation of a git process that reads what an agent made: a few bytes of delta can ask
-#: for gigabytes. https://github.com/git/git/blob/master/wrapper.c (memory_limit_check)
-ALLOCATION_LIMIT = "1g"
+#: For a git process that reads what an agent made: the largest single allocation, because a few bytes of delta
+#: can ask for gigabytes. https://github.com/git/git/blob/master/wrapper.c (memory_limit_check)
+WARY = {"GIT_ALLOC_LIMIT": "512m"}
 
 Config = Iterable[tuple[str, str]]
 
@@ -129,7 +129,6 @@ def environment(
         "GIT_NO_REPLACE_OBJECTS": "1",
         "GIT_NO_LAZY_FETCH": "1",
         "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_ALLOC_LIMIT": ALLOCATION_LIMIT,
     }
     settings = [*_CONFIG, *config]
     result["GIT_CONFIG_COUNT"] = str(len(settings))
@@ -185,7 +184,7 @@ async def git(
     """
     config = tuple(config)
     arguments = [*argv] if git_dir is None else [f"--git-dir={git_dir}", *argv]
-    command = next((word for word in argv if not word.startswith("-")), "")
+    command = _command(argv)
     variables = environment(config=config, env=env, protocols=protocols)
     chunks: list[bytes] = []
     stderr = bytearray()
@@ -212,6 +211,7 @@ async def stream(
     *argv: str,
     git_dir: Path,
     input: bytes | None = None,  # noqa: A002
+    env: Mapping[str, str] | None = None,
     timeout: float = LOCAL_TIMEOUT,
     chunk: int = 64 * 2**10,
 ) -> AsyncGenerator[bytes]:
@@ -220,10 +220,10 @@ async def stream(
     Leaving the loop early kills it: use ``contextlib.aclosing``. Raises GitError and GitTimeout as
     :func:`git` does; the time limit covers the whole reading.
     """
-    command = next((word for word in argv if not word.startswith("-")), "")
+    command = _command(argv)
     stderr = bytearray()
     deadline = asyncio.get_running_loop().time() + timeout
-    variables = environment()
+    variables = environment(env=env)
     arguments = [f"--git-dir={git_dir}", *argv]
     async with _process(arguments, variables, None, -1, piped_input=input is not None) as process:
         side = [asyncio.create_task(_feed(process, input)), asyncio.create_task(_keep(process, stderr))]
@@ -248,6 +248,17 @@ async def stream(
             await asyncio.gather(*side, return_exceptions=True)
     if process.returncode != 0:
         raise GitError(command, process.returncode, _redact(stderr, ()))
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The subcommand, for messages: what follows the options of git itself."""
+    words = iter(argv)
+    for word in words:
+        if word == "-c":
+            next(words, None)
+        elif not word.startswith("-"):
+            return word
+    return ""
 
 
 @contextlib.asynccontextmanager

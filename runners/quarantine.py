@@ -24,7 +24,7 @@ from bot.branches import valid_branch
 from bot.changes import MAX_TARGET, ChangedFile, Changes
 from bot.errors import ConductorError, InfrastructureError, JobFailed
 from bot.model import FailureKind, Phase
-from runners.git import GitError, GitTimeout, git, protocols_for, remote_failure, stream, with_token
+from runners.git import WARY, GitError, GitTimeout, git, protocols_for, remote_failure, stream, with_token
 
 WORK, CHECKPOINT = "work", "checkpoint"
 
@@ -124,7 +124,7 @@ async def create(path: Path, mirror: Path, *, max_input_bytes: int) -> Path:
 def size(quarantine: Path) -> int:
     """Bytes on disk of everything in ``quarantine``, at least a block for each file."""
     total = 0
-    for file in (quarantine / "objects").rglob("*"):
+    for file in quarantine.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # a push that is just ending moves its files
             total += max(file.lstat().st_size, 4096)
     return total
@@ -134,7 +134,13 @@ async def head(quarantine: Path, branch: str = WORK) -> str | None:
     """The commit that was pushed to ``branch``; None when nothing was."""
     try:
         found = await git(
-            "rev-parse", "--verify", "--quiet", "--end-of-options", f"refs/heads/{branch}", git_dir=quarantine
+            "rev-parse",
+            "--verify",
+            "--quiet",
+            "--end-of-options",
+            f"refs/heads/{branch}",
+            git_dir=quarantine,
+            env=WARY,
         )
     except GitError as error:
         if error.code == 1:
@@ -157,7 +163,9 @@ async def inspect(
         descends = await _is_ancestor(quarantine, base_sha, head_sha)
         commits = 0
         if descends:
-            counted = await git("rev-list", "--count", f"{base_sha}..{head_sha}", git_dir=quarantine)
+            counted = await git(
+                "rev-list", "--count", f"{base_sha}..{head_sha}", git_dir=quarantine, env=WARY
+            )
             commits = int(counted.text)
         entries, complete = await _difference(quarantine, base_sha, head_sha, max_entries)
         files = await _with_contents(quarantine, entries)
@@ -212,6 +220,7 @@ async def added_text(
         head_sha,
         "--",
         git_dir=quarantine,
+        env=WARY,
         timeout=INSPECT_TIMEOUT,
     )
     try:
@@ -274,7 +283,8 @@ async def seal(
         f"{head_sha}^{{tree}}",
         git_dir=quarantine,
         input=(text + "\n").encode("utf-8", "replace"),
-        env={
+        env=WARY
+        | {
             "GIT_AUTHOR_NAME": _plain(author.name),
             "GIT_AUTHOR_EMAIL": _plain(author.email),
             "GIT_AUTHOR_DATE": stamp,
@@ -337,6 +347,7 @@ async def push(
             url,
             f"{sha}:{ref}",
             git_dir=quarantine,
+            env=WARY,
             config=with_token(token, url),
             protocols=protocols_for(url),
             timeout=timeout,
@@ -413,6 +424,7 @@ async def _is_ancestor(quarantine: Path, older: str, newer: str) -> bool:
         older,
         newer,
         git_dir=quarantine,
+        env=WARY,
         accept=(0, 1),
         timeout=INSPECT_TIMEOUT,
     )
@@ -435,6 +447,7 @@ async def _difference(
         head_sha,
         "--",
         git_dir=quarantine,
+        env=WARY,
         timeout=INSPECT_TIMEOUT,
     )
     entries: list[tuple[ChangedFile, str]] = []
@@ -477,6 +490,7 @@ async def _with_contents(
         "--batch-check=%(objectname) %(objecttype) %(objectsize)",
         "--buffer",
         git_dir=quarantine,
+        env=WARY,
         input="".join(f"{oid}\n" for oid in wanted).encode(),
         timeout=INSPECT_TIMEOUT,
     )
@@ -502,6 +516,7 @@ async def _contents(quarantine: Path, oids: Sequence[str]) -> dict[str, str]:
         "--batch",
         "--buffer",
         git_dir=quarantine,
+        env=WARY,
         input="".join(f"{oid}\n" for oid in oids).encode(),
         timeout=INSPECT_TIMEOUT,
         max_output=len(oids) * (MAX_TARGET + 100),

@@ -17,7 +17,7 @@ from aiohttp import web
 from bot.changes import size_text
 from bot.githttp import git_service, serve_git
 from runners import quarantine
-from runners.git import ALLOCATION_LIMIT
+from runners.git import WARY
 
 REPOSITORY = "repository.git/"
 
@@ -39,7 +39,7 @@ _CONFIG = {
     "maintenance.auto": "false",
     "receive.autogc": "false",
 }
-_ENV = {"GIT_ALLOC_LIMIT": ALLOCATION_LIMIT, "GIT_NO_REPLACE_OBJECTS": "1", "GIT_NO_LAZY_FETCH": "1"}
+_ENV = {"GIT_NO_REPLACE_OBJECTS": "1", "GIT_NO_LAZY_FETCH": "1"}
 
 
 class Repositories(Protocol):
@@ -87,7 +87,7 @@ class GitRoute:
                 request,
                 project_root=repository.parent,
                 path_info=f"/{repository.name}/{tail.removeprefix(REPOSITORY)}",
-                env=_ENV,
+                env=_ENV | WARY if pushing else _ENV,
                 config=_CONFIG,
                 max_body=self._max_push_bytes + PUSH_MARGIN if pushing else MAX_FETCH_BODY,
                 timeout=self._timeout,
