@@ -130,6 +130,8 @@ class _Webhook:
         signature = request.headers.get(SIGNATURE_HEADER)
         # before the body is read: whoever does not sign gets no memory from us
         require_well_formed(signature, request.headers.get(LEGACY_HEADER))
+        if "Content-Encoding" in request.headers:  # GitHub sends none; it would get round the length below
+            raise _Refused(_answer(415, error="Send the body as it is, without a Content-Encoding."))
         length = request.content_length
         if length is not None and length > MAX_BODY:
             raise _Refused(_too_large())
