@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
 import orjson
+import structlog
 
 from bot.sandbox.auth import Actor, authenticate, can_see
 from bot.sandbox.description import JSON, Operation, Problem
@@ -34,6 +35,11 @@ from bot.sandbox.state import Issue, Pull, Repository
 
 API_VERSION = "2022-11-28"
 """The version whose description the sandbox follows."""
+
+# their errors are sentences, those of all others are objects
+_REVIEWS = frozenset({"pulls/create-review", "pulls/submit-review"})
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
@@ -179,7 +185,7 @@ class Api:
         self._on_change = on_change
 
     async def handle(self, request: Request) -> Response:
-        """Answer one request; never raises for anything that the caller did."""
+        """Answer one request; never raises. A mistake of the sandbox is a 500 and a recorded problem."""
         actor: Actor | None = None
         operation: Operation | None = None
         try:
@@ -189,6 +195,10 @@ class Api:
             answer = await self._perform(request, operation, args, actor, problems)
         except Refusal as refusal:
             answer = Answer(refusal.status, refusal.body(), refusal.headers)
+        except Exception as error:
+            log.exception("sandbox_crashed", request=request.line)
+            self._github.record("sandbox", request.line, [Problem("crash", repr(error))])
+            answer = Answer(500, Refusal(500, "The sandbox itself is broken here; see its log.").body())
         if request.method not in ("GET", "HEAD"):
             self._on_change()
         return self._finish(request, operation, actor, answer)
@@ -351,6 +361,8 @@ def _decoded(request: Request, operation: Operation, problems: list[Problem]) ->
     for problem in problems:
         if problem.where == "rule":
             sentence = problem.message[0].upper() + problem.message[1:]
+            if operation.id in _REVIEWS:
+                raise Refusal(422, "Unprocessable Entity", [sentence])
             error = {"resource": operation.id, "field": "body", "code": "custom", "message": sentence}
             raise Refusal(422, "Validation Failed", [error])
         # GitHub overlooks keys that it does not know; the problem is recorded all the same

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import click
+from pydantic import ValidationError
 
+from bot.errors import ConfigurationError
 from bot.sandbox.auth import user_token
 from bot.sandbox.sandbox import Sandbox
 
@@ -62,13 +65,27 @@ async def run_sandbox(
         stop: ends the sandbox; without one, signals do.
 
     Raises:
-        OSError: the address is taken.
+        ConfigurationError: the address cannot be had, or the state folder cannot be read.
     """
     done = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     if stop is None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, done.set)
-    async with Sandbox.start(listen=listen, state_dir=state, webhook_url=webhook_url) as github:
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            github = await stack.enter_async_context(
+                Sandbox.start(listen=listen, state_dir=state, webhook_url=webhook_url)
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                f"The sandbox cannot listen on {listen}: {error.strerror or error}.",
+                "Choose another address with --listen HOST:PORT; port 0 takes a free one.",
+            ) from error
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"The sandbox cannot read the state in {state}: {error.error_count()} values make no sense.",
+                "Remove the folder to begin anew, or name another with --state.",
+            ) from error
         say(greeting(github))
         await done.wait()

@@ -160,6 +160,6 @@ def _link(call: Call, entry: TreeEntry, kind: str) -> Json:
         "url": url,
         "git_url": blob,
         "html_url": page,
-        "download_url": None,
+        "download_url": f"{present.page_url(repository)}/raw/{ref}/{entry.path}" if kind == "file" else None,
         "_links": {"self": url, "git": blob, "html": page},
     }

@@ -29,7 +29,7 @@ class Problem:
     """One way in which traffic departs from the description."""
 
     where: str
-    """``route``, ``path``, ``query``, ``body``, ``rule``, ``status``, ``response`` or ``webhook``."""
+    """``route``, ``path``, ``query``, ``body``, ``rule``, ``status``, ``response``, ``webhook`` or ``crash``."""
     message: str
 
     def __str__(self) -> str:
@@ -231,7 +231,8 @@ class GitHubDescription:
         self, content: Mapping[str, Any], status: int, body: Any, content_type: str | None
     ) -> list[Problem]:
         if not content:
-            empty = body is None or body in (b"", "")
+            # errors always carry a message, also where the description shows none
+            empty = body is None or body in (b"", "") or status >= 400
             return [] if empty else [Problem("response", f"status {status} has no body")]
         kind = (content_type or "").split(";")[0].strip().lower()
         if kind != JSON:

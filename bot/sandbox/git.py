@@ -18,6 +18,9 @@ TIMEOUT = 60.0
 NO_COMMIT = "0" * 40
 """What git writes for the side of a change that does not exist."""
 
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+"""The tree of nothing, which git knows without having it: what a first commit is compared with."""
+
 _PRE_RECEIVE = Path(__file__).with_name("pre-receive")
 _LOG_FORMAT = "%x1f".join(["%H", "%T", "%P", "%an", "%ae", "%aI", "%cn", "%ce", "%cI", "%B"]) + "%x1e"
 _STATUS_WORDS = {"A": "added", "D": "removed", "M": "modified", "R": "renamed", "C": "copied", "T": "changed"}

@@ -13,7 +13,7 @@ import jinja2
 from aiohttp import web
 
 from bot.sandbox.api import Api
-from bot.sandbox.git import FileChange
+from bot.sandbox.git import EMPTY_TREE, FileChange
 from bot.sandbox.github import GitHub
 from bot.sandbox.human import Human, HumanError
 from bot.sandbox.markup import rendered
@@ -64,6 +64,10 @@ class Pages:
             router.add_get(path, self._conversation)
             router.add_post(path, self._act)
         router.add_get("/{owner}/{repo}/runs/{run:[0-9]+}", self._run)
+        router.add_get("/{owner}/{repo}/commit/{commit}", self._commit)
+        router.add_get("/{owner}/{repo}/compare/{basehead:.+}", self._compare)
+        router.add_get("/{owner}/{repo}/tree/{where:.+}", self._tree)
+        router.add_get("/{owner}/{repo}/{kind:blob|raw}/{where:.+}", self._raw)
 
     # ---- pages
 
@@ -109,6 +113,67 @@ class Pages:
             raise web.HTTPNotFound(text="There is no such check run.")
         issue = next((one for one, pull in repository.pulls() if pull.head_sha == run.head_sha), None)
         return self._page(request, "run", repository=repository, run=run, issue=issue)
+
+    async def _commit(self, request: web.Request) -> web.Response:
+        repository = self._found(request)
+        git = self._github.git(repository)
+        sha = await git.resolve(request.match_info["commit"])
+        if sha is None:
+            raise web.HTTPNotFound(text="There is no such commit.")
+        commit = await git.commit(sha)
+        changes = await git.changes(commit.parents[0] if commit.parents else EMPTY_TREE, sha)
+        return self._page(
+            request, "changes", repository=repository, title=sha[:10], commits=[commit], changes=changes
+        )
+
+    async def _compare(self, request: web.Request) -> web.Response:
+        repository = self._found(request)
+        git = self._github.git(repository)
+        base, _, head = request.match_info["basehead"].partition("...")
+        start, end = await git.resolve(base), await git.resolve(head)
+        fork = await git.merge_base(start, end) if start and end else None
+        if fork is None:
+            raise web.HTTPNotFound(text="There is nothing to compare.")
+        return self._page(
+            request,
+            "changes",
+            repository=repository,
+            title=f"{base}...{head}",
+            commits=await git.log("--reverse", f"{start}..{end}"),
+            changes=await git.changes(fork, str(end)),
+        )
+
+    async def _tree(self, request: web.Request) -> web.Response:
+        repository = self._found(request)
+        sha, _ = await self._revision(repository, request.match_info["where"])
+        entries = await self._github.git(repository).entries(sha, recursive=True)
+        return self._page(
+            request,
+            "tree",
+            repository=repository,
+            title=request.match_info["where"],
+            sha=sha,
+            files=[one for one in entries if one.type == "blob"],
+        )
+
+    async def _raw(self, request: web.Request) -> web.Response:
+        repository = self._found(request)
+        sha, path = await self._revision(repository, request.match_info["where"])
+        git = self._github.git(repository)
+        found = await git.entries(sha, path=path)
+        if not found or found[0].type != "blob":
+            raise web.HTTPNotFound(text="There is no such file.")
+        content = await git.blob(found[0].sha)
+        return web.Response(body=content, content_type="text/plain", charset="utf-8", headers=_HEADERS)
+
+    async def _revision(self, repository: Repository, where: str) -> tuple[str, str]:
+        """Split ``branch/with/slashes/and/a/path``: the shortest beginning that is a commit counts."""
+        parts = where.split("/")
+        for length in range(1, len(parts) + 1):
+            sha = await self._github.git(repository).resolve("/".join(parts[:length]))
+            if sha is not None:
+                return sha, "/".join(parts[length:])
+        raise web.HTTPNotFound(text="There is no such branch or commit.")
 
     async def _changes(self, repository: Repository, issue: Issue) -> list[FileChange]:
         if issue.pull is None:

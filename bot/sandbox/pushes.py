@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bot.sandbox.checks import suite_for
-from bot.sandbox.git import NO_COMMIT, GitError
+from bot.sandbox.git import EMPTY_TREE, NO_COMMIT, GitError
 from bot.sandbox.github import GitHub
 from bot.sandbox.issues import announce, close, note
 from bot.sandbox.refusals import Refusal
@@ -67,7 +67,7 @@ async def _tell_push(
         if exclude or old is None:
             log = await git.log("--reverse", f"--max-count={_MAX_COMMITS}", new, *exclude)
             for commit in log:
-                changes = await git.changes(commit.parents[0], commit.sha) if commit.parents else []
+                changes = await git.changes(commit.parents[0] if commit.parents else EMPTY_TREE, commit.sha)
                 commits.append(present.push_commit(repository, commit, changes))
     payload: dict[str, Any] = {
         "ref": name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bot.sandbox.api import Answer, Call, Handler
+from bot.sandbox.git import EMPTY_TREE
 from bot.sandbox.permissions import ROLES, role_as_permission
 from bot.sandbox.present import Json, iso
 from bot.sandbox.refusals import Refusal, not_found
@@ -177,9 +178,7 @@ async def get_commit(call: Call) -> Answer:
     """GET /repos/{owner}/{repo}/commits/{ref}, as JSON, as a diff, or only the SHA."""
     sha = await _commit_or_refuse(call, call.args["ref"])
     commit = await call.git.commit(sha)
-    parent = (
-        commit.parents[0] if commit.parents else await call.git.text("hash-object", "-t", "tree", "--stdin")
-    )
+    parent = commit.parents[0] if commit.parents else EMPTY_TREE
     if ".sha" in call.accept:
         return Answer(text=sha, content_type="application/vnd.github.sha; charset=utf-8")
     if ".diff" in call.accept:

@@ -208,10 +208,15 @@ class Sandbox:
         private: bool = False,
         collaborators: Mapping[str, str] | None = None,
     ) -> None:
-        """Make a repository ``owner/name`` whose owner exists; ``files`` become the first commit."""
+        """Make a repository ``owner/name`` whose owner exists.
+
+        ``files`` become the first commit: a README by default, and no commit at all with ``{}``.
+        """
+        if files is None:
+            files = {"README.md": f"# {full_name}\n"}
         await self._github.create_repository(
             full_name,
-            files=files or {"README.md": f"# {full_name}\n"},
+            files=files,
             private=private,
             collaborators=collaborators,
         )
@@ -233,7 +238,10 @@ class Sandbox:
         return self._github.redeliver(delivery)
 
     async def deliveries_settled(self) -> None:
-        """Wait until no webhook delivery is under way."""
+        """Wait until no push is being worked on and no webhook delivery is under way."""
+        for repository in list(self._github.world.repositories.values()):
+            async with self._github.git(repository).lock:
+                pass
         await self._github.webhooks.settled()
 
     # ---- looking
@@ -304,6 +312,8 @@ class Sandbox:
 
 def _listener(listen: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
+    if not port.isdecimal():
+        raise OSError(f"{listen} is not host:port")
     return socket.create_server((host or "127.0.0.1", int(port)), reuse_port=False)
 
 

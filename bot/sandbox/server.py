@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, fields
 from typing import Any
@@ -106,7 +107,7 @@ class Server:
             if unknown := wanted.keys() - known:
                 raise ValueError(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(sorted(known))}")
             fault = Fault(**wanted)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, re.error) as error:
             return web.json_response({"message": f"That is no fault: {error}"}, status=422)
         self._github.faults.add(fault)
         return web.json_response(asdict(fault), status=201)

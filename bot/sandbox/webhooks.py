@@ -113,7 +113,7 @@ class WebhookSender:
             ) as response:
                 answer = await response.content.read(_MAX_RESPONSE)
                 delivery.status_code = response.status
-                delivery.response_headers = dict(response.headers)
+                delivery.response_headers = {str(name): value for name, value in response.headers.items()}
                 delivery.response_body = answer.decode(errors="replace")
                 fine = 200 <= response.status < 300
                 delivery.status = "OK" if fine else f"Invalid HTTP Response: {response.status}"
