@@ -70,7 +70,8 @@ class GitRoute:
         has too many requests running, 413 and 504 for a request over its limits.
         """
         service = git_service(request, tail.removeprefix(REPOSITORY)) if tail.startswith(REPOSITORY) else None
-        if service is None:
+        # git reads the last of two "service" parameters, others the first: there must be one
+        if service is None or (request.method == "GET" and request.query_string != f"service={service}"):
             return _refusal(404, "Only fetch and push of repository.git are served here.")
         pushing = service == "git-receive-pack"
         repository = desk.quarantine if pushing else desk.mirror
