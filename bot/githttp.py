@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,6 +76,7 @@ async def serve_git(
     config: Mapping[str, str] | None = None,
     max_body: int | None = None,
     timeout: float = 600,
+    before_end: Callable[[], Awaitable[None]] | None = None,
 ) -> web.StreamResponse:
     """Answer one request of a git client, streaming both ways.
 
@@ -90,6 +91,8 @@ async def serve_git(
         config: git configuration for this request.
         max_body: bytes that the (unpacked) body may have; None for no limit.
         timeout: seconds that the whole exchange may take.
+        before_end: awaited when git has said everything and before the client learns that it has; not called
+            when the exchange fails.
 
     Returns:
         The answer, already sent; or 413, 500 or 504 when git gave none.
@@ -113,6 +116,9 @@ async def serve_git(
         async with asyncio.timeout(timeout):
             await _relay(request, response, process, feeder)
             await process.wait()
+            if before_end is not None:
+                await before_end()
+            await response.write_eof()
             return response
     except _BodyTooLarge:
         return _cut(request, response) or web.Response(
@@ -197,7 +203,6 @@ async def _relay(
     while chunk:
         await response.write(chunk)
         chunk = await _watched(process.stdout.read(_CHUNK), request, feeder)
-    await response.write_eof()
 
 
 async def _watched(reading: Awaitable[T], request: web.Request, feeder: asyncio.Task[None]) -> T:

@@ -101,11 +101,16 @@ async def create(call: Call) -> Answer:
     """POST /repos/{owner}/{repo}/issues."""
     github, repository = call.github, call.repository
     issue = open_issue(github, repository, call.login, str(call.body["title"]), call.body.get("body"))
-    await announce(github, repository, issue, call.login, "opened")
     # GitHub drops labels and assignees in silence when the caller may not set them
-    if call.actor.kind == "installation" or ROLES[repository.role(call.login)] >= ROLES["triage"]:
-        await _label(call, issue, _names(call.body.get("labels", [])))
-        await _assign(call, issue, _assignees(call.body))
+    may = call.actor.kind == "installation" or ROLES[repository.role(call.login)] >= ROLES["triage"]
+    labels = _attach(call, issue, _names(call.body.get("labels", []))) if may else []
+    assignees = _add(call, issue, _assignees(call.body)) if may else []
+    # the payload of "opened" has them already; then each is told once more
+    await announce(github, repository, issue, call.login, "opened")
+    for label in labels:
+        await _tell_label(call, issue, label, "labeled")
+    for login in assignees:
+        await _tell_assignment(call, issue, login, "assigned")
     return Answer(201, github.present.issue(repository, issue))
 
 
@@ -403,25 +408,32 @@ def _labels_of(call: Call, issue: Issue) -> Answer:
     return call.page(labels, lambda label: call.github.present.label(call.repository, label))
 
 
-async def _label(call: Call, issue: Issue, names: Iterable[str]) -> None:
-    github, repository = call.github, call.repository
+def _attach(call: Call, issue: Issue, names: Iterable[str]) -> list[Label]:
+    """Put labels on the issue and return those that are new there."""
+    new = []
     for name in names:
-        label = ensure_label(github, repository, name, call.login)
+        label = ensure_label(call.github, call.repository, name, call.login)
         if label.name not in issue.labels:
             issue.labels.append(label.name)
-            shown = {"name": label.name, "color": label.color}
-            note(github, issue, "labeled", call.login, label=shown)
-            more = {"label": github.present.label(repository, label)}
-            await announce(github, repository, issue, call.login, "labeled", **more)
+            new.append(label)
+    return new
+
+
+async def _label(call: Call, issue: Issue, names: Iterable[str]) -> None:
+    for label in _attach(call, issue, names):
+        await _tell_label(call, issue, label, "labeled")
 
 
 async def _unlabel(call: Call, issue: Issue, name: str) -> None:
-    github, repository = call.github, call.repository
-    label = repository.labels[name.lower()]
     issue.labels.remove(name)
-    note(github, issue, "unlabeled", call.login, label={"name": label.name, "color": label.color})
-    more = {"label": github.present.label(repository, label)}
-    await announce(github, repository, issue, call.login, "unlabeled", **more)
+    await _tell_label(call, issue, call.repository.labels[name.lower()], "unlabeled")
+
+
+async def _tell_label(call: Call, issue: Issue, label: Label, action: str) -> None:
+    github, repository = call.github, call.repository
+    note(github, issue, action, call.login, label={"name": label.name, "color": label.color})
+    shown = github.present.label(repository, label)
+    await announce(github, repository, issue, call.login, action, label=shown)
 
 
 async def _replace_labels(call: Call, issue: Issue, names: list[str]) -> None:
@@ -466,13 +478,20 @@ def _assignable(call: Call, login: str) -> bool:
     return user is not None and user.type == "User" and user.login in call.repository.collaborators
 
 
-async def _assign(call: Call, issue: Issue, logins: Iterable[str]) -> None:
+def _add(call: Call, issue: Issue, logins: Iterable[str]) -> list[str]:
+    """Assign people and return those who are new; GitHub overlooks those who cannot be assigned."""
+    new = []
     for login in logins:
-        # GitHub overlooks people who cannot be assigned
         full = len(issue.assignees) >= MAX_ASSIGNEES
         if login not in issue.assignees and not full and _assignable(call, login):
             issue.assignees.append(login)
-            await _tell_assignment(call, issue, login, "assigned")
+            new.append(login)
+    return new
+
+
+async def _assign(call: Call, issue: Issue, logins: Iterable[str]) -> None:
+    for login in _add(call, issue, logins):
+        await _tell_assignment(call, issue, login, "assigned")
 
 
 async def _unassign(call: Call, issue: Issue, logins: Iterable[str]) -> None:

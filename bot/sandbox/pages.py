@@ -214,7 +214,7 @@ class Pages:
 
     async def _form(self, request: web.Request) -> Form:
         origin = request.headers.get("Origin")
-        if origin not in (None, "null", f"{request.scheme}://{request.host}"):
+        if origin not in (None, f"{request.scheme}://{request.host}"):
             raise web.HTTPForbidden(text="This form was sent from another site.")
         return {name: value for name, value in (await request.post()).items() if isinstance(value, str)}
 

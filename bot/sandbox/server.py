@@ -167,15 +167,29 @@ class Server:
         git = self._github.git(repository)
         async with git.lock:
             before = await git.refs()
-            try:
-                return await self._serve(request, actor, repository)
-            finally:
-                # also when the pusher went away: what has moved has moved
-                after = await git.refs()
-                await refs_moved(self._github, repository, actor.login, before, after)
+            settled = False
+
+            async def settle() -> None:
+                nonlocal settled
+                settled = True
+                await refs_moved(self._github, repository, actor.login, before, await git.refs())
                 self._on_change()
 
-    async def _serve(self, request: web.Request, actor: Actor, repository: Repository) -> web.StreamResponse:
+            try:
+                # who has pushed finds the pull request's new head at once
+                return await self._serve(request, actor, repository, before_end=settle)
+            finally:
+                # also when the pusher went away: what has moved has moved
+                if not settled:
+                    await settle()
+
+    async def _serve(
+        self,
+        request: web.Request,
+        actor: Actor,
+        repository: Repository,
+        before_end: Callable[[], Awaitable[None]] | None = None,
+    ) -> web.StreamResponse:
         workflows = actor.token is None or actor.token.permissions.get("workflows") == "write"
         protected = (f"refs/heads/{name}" for name in sorted(repository.protected_branches))
         return await serve_git(
@@ -187,6 +201,7 @@ class Server:
                 "SANDBOX_PROTECTED": " ".join(protected),
                 "SANDBOX_WORKFLOWS": "write" if workflows else "",
             },
+            before_end=before_end,
         )
 
 

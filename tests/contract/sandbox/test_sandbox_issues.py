@@ -12,7 +12,7 @@ async def number(github) -> int:
     return (await github.as_user("rita").open_issue("acme/hello", "It is broken", "Look"))["number"]
 
 
-async def test_an_issue_from_beginning_to_end(bot, person, events):
+async def test_an_issue_from_beginning_to_end(bot, person, github, events):
     issue = await person("octocat").post(f"{REPO}/issues", {"title": "A", "body": "b", "labels": ["agent"]})
     path = f"{REPO}/issues/{issue['number']}"
     assert [one["name"] for one in issue["labels"]] == ["agent"]
@@ -24,6 +24,10 @@ async def test_an_issue_from_beginning_to_end(bot, person, events):
     assert (opened["state"], opened["state_reason"], opened["closed_at"]) == ("open", "reopened", None)
     told = ["opened", "labeled", "edited", "closed", "reopened"]
     assert [one for one in await events() if one.startswith("issues.")] == [f"issues.{one}" for one in told]
+    payloads = {one.action: one.payload for one in github.deliveries if one.event == "issues"}
+    # as with GitHub, "opened" carries the labels and each is told again
+    assert [one["name"] for one in payloads["opened"]["issue"]["labels"]] == ["agent"]
+    assert payloads["labeled"]["label"]["name"] == "agent"
     timeline = [one["event"] for one in await bot.get(f"{path}/timeline")]
     assert timeline == ["labeled", "renamed", "closed", "reopened"]
 
