@@ -56,9 +56,9 @@ def _driver(steps: list[Step]) -> str:
             '  exit "$code"',
             "fi",
         ]
-    title = steps[0].title if len(steps) == 1 else f"Run {len(steps)} steps"
     told = "\n".join(f"- `{step.title}`" for step in steps)
-    done = _result("done", title=title, summary=f"Ran these steps:\n\n{told}")
+    # no title: that of the issue says better what the steps are for
+    done = _result("done", summary=f"Ran these steps:\n\n{told}")
     lines.append(f"printf '%s\\n' {shlex.quote(done)}")
     return "\n".join(lines) + "\n"
 

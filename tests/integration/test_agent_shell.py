@@ -46,7 +46,7 @@ def test_steps_run_in_order(tmp_path: Path) -> None:
     assert lines[:3] == ["Step 1 of 2: echo one > a.txt", "Step 2 of 2: cat a.txt", "one"]
     assert verdict.ok
     assert verdict.result is not None
-    assert verdict.result.title == "Run 2 steps"
+    assert verdict.result.title == ""
     assert verdict.result.summary == "Ran these steps:\n\n- `echo one > a.txt`\n- `cat a.txt`"
     assert (tmp_path / "repo" / "a.txt").read_text() == "one\n"
 

@@ -42,7 +42,7 @@ def parameters() -> list[Any]:
 
 @pytest.mark.parametrize("story", parameters())
 async def test_story(story: dict[str, Any], tmp_path: Path) -> None:
-    script = Script.of(story["llm"]) if story.get("llm") else None
+    script = Script.from_data(story["llm"]) if story.get("llm") else None
     settings = {"runner": story.get("runner", "local"), **story.get("settings", {})}
     async with world(tmp_path, script=script, **settings) as box:
         teller = Teller(box)
