@@ -30,6 +30,9 @@ MAX_STDERR = 64 * 2**10
 #: For a git process that reads what an agent made: the largest single allocation, because a few bytes of delta
 #: can ask for gigabytes. https://github.com/git/git/blob/master/wrapper.c (memory_limit_check)
 WARY = {"GIT_ALLOC_LIMIT": "512m"}
+#: The same for one that reads trees but no contents. It ends a difference of more than some 700,000 files (a "git
+#: bomb": ten names for each of ten trees, ten levels deep), which diff-tree would gather in memory as a whole.
+WARY_OF_TREES = {"GIT_ALLOC_LIMIT": "8m"}
 
 Config = Iterable[tuple[str, str]]
 

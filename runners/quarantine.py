@@ -24,7 +24,17 @@ from bot.branches import valid_branch
 from bot.changes import MAX_TARGET, ChangedFile, Changes
 from bot.errors import ConductorError, InfrastructureError, JobFailed
 from bot.model import FailureKind, Phase
-from runners.git import WARY, GitError, GitTimeout, git, protocols_for, remote_failure, stream, with_token
+from runners.git import (
+    WARY,
+    WARY_OF_TREES,
+    GitError,
+    GitTimeout,
+    git,
+    protocols_for,
+    remote_failure,
+    stream,
+    with_token,
+)
 
 WORK, CHECKPOINT = "work", "checkpoint"
 
@@ -170,12 +180,7 @@ async def inspect(
         entries, complete = await _difference(quarantine, base_sha, head_sha, max_entries)
         files = await _with_contents(quarantine, entries)
     except GitError as error:
-        raise JobFailed(
-            Phase.publish,
-            FailureKind.refused,
-            f"What the agent pushed cannot be read: {error.stderr.strip()[:200] or 'git crashed on it'}.",
-            "Retry the job; if it stays, look at the job's log for what the agent did to the repository.",
-        ) from error
+        raise _unreadable(error) from error
     return Changes(
         base_sha=base_sha,
         head_sha=head_sha,
@@ -189,11 +194,12 @@ async def inspect(
 async def added_text(
     quarantine: Path, base_sha: str, head_sha: str, *, max_bytes: int = 256 * 2**20, piece: int = 256 * 2**10
 ) -> AsyncGenerator[AddedText]:
-    """Everything that a change adds, as text, for a search for secrets; binary files too, as Latin-1 would.
+    """Everything that a change adds, as text, for a search for secrets; of binary files too.
 
     Pieces have about ``piece`` characters and overlap by 16 Ki where a piece ends within a file, so that
-    nothing that is shorter than that hides on a border. Raises JobFailed (publish, refused) when the whole
-    difference has more than ``max_bytes``. Use ``contextlib.aclosing`` when leaving early.
+    nothing that is shorter than that hides on a border. Bytes that are not UTF-8 become U+FFFD. Raises JobFailed
+    (publish, refused) for more than ``max_bytes`` of patch or MAX_ENTRIES files. Use ``contextlib.aclosing``
+    when leaving early.
     """
     _check_sha(base_sha)
     _check_sha(head_sha)
@@ -224,27 +230,20 @@ async def added_text(
         timeout=INSPECT_TIMEOUT,
     )
     try:
+        # a patch is made in memory: first make sure that it ends
+        if not (await _difference(quarantine, base_sha, head_sha, MAX_ENTRIES))[1]:
+            raise _too_large_to_search(f"more than {MAX_ENTRIES} files")
         async with contextlib.aclosing(output):
             async for chunk in output:
                 seen += len(chunk)
                 if seen > max_bytes:
-                    raise JobFailed(
-                        Phase.publish,
-                        FailureKind.refused,
-                        f"The change is too large to be searched for secrets (over {max_bytes} bytes of text).",
-                        "Ask for it in smaller steps.",
-                    )
+                    raise _too_large_to_search(f"more than {max_bytes} bytes of text")
                 for part in reader.feed(chunk):
                     yield part
         for part in reader.end():
             yield part
     except GitError as error:
-        raise JobFailed(
-            Phase.publish,
-            FailureKind.refused,
-            f"The change cannot be searched for secrets: {error.stderr.strip()[:200]}.",
-            "Ask for it in smaller steps.",
-        ) from error
+        raise _unreadable(error) from error
 
 
 async def seal(
@@ -447,7 +446,7 @@ async def _difference(
         head_sha,
         "--",
         git_dir=quarantine,
-        env=WARY,
+        env=WARY_OF_TREES,
         timeout=INSPECT_TIMEOUT,
     )
     entries: list[tuple[ChangedFile, str]] = []
@@ -601,10 +600,35 @@ class _AddedLines:
     def _flush(self, *, keep: bool) -> list[AddedText]:
         parts = []
         if self._fresh:
-            parts.append(AddedText(path=self._path, text=self._text.decode("utf-8", "surrogateescape")))
+            parts.append(AddedText(path=self._path, text=self._text.decode("utf-8", "replace")))
         self._text = self._text[-self._OVERLAP :] if keep else bytearray()
         self._fresh = 0
         return parts
+
+
+def _too_large_to_search(why: str) -> JobFailed:
+    return JobFailed(
+        Phase.publish,
+        FailureKind.refused,
+        f"The change is too large to be searched for secrets: {why}.",
+        "Ask for it in smaller steps.",
+    )
+
+
+def _unreadable(error: GitError) -> JobFailed:
+    if "over limit" in error.stderr or isinstance(error, GitTimeout):
+        return JobFailed(
+            Phase.publish,
+            FailureKind.refused,
+            "What the agent pushed is too large to be read.",
+            "Look at the job's log for what made so many or so large files, and ask for it in smaller steps.",
+        )
+    return JobFailed(
+        Phase.publish,
+        FailureKind.refused,
+        f"What the agent pushed cannot be read: {error.stderr.strip()[:200] or 'git crashed on it'}.",
+        "Retry the job; if it stays, look at the job's log for what the agent did to the repository.",
+    )
 
 
 def _check_sha(sha: str) -> None:
