@@ -55,7 +55,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     github_api_url: str = Field("https://api.github.com", description="GHES: https://HOST/api/v3")
-    github_app_id: str = Field("", description="the App's id, from its settings page")
+    github_app_id: str = Field(
+        "", coerce_numbers_to_str=True, description="the App's id, from its settings page"
+    )
     github_private_key: SecretStr = Field(SecretStr(""), description="PEM text, or the path of a PEM file")
     webhook_secret: SecretStr = Field(SecretStr(""), description="the App's webhook secret")
 

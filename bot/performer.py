@@ -413,6 +413,7 @@ class _Attempt:
                 tmp=size(settings.tmp_size),
                 file=size(settings.file_size),
             ),
+            labels={"agent-conductor.correlation": self.job.trigger.delivery_id},
         )
 
     # --- the end

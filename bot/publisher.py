@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import structlog
-from runners.quarantine import Person
 
 from bot.changes import ChangeRules, check_changes
 from bot.config import Settings
@@ -18,6 +17,7 @@ from bot.report import Reporter
 from bot.store import Store
 from runners import quarantine
 from runners.gateway.desk import Outcome
+from runners.quarantine import Person
 
 log = structlog.get_logger(__name__)
 
@@ -44,9 +44,7 @@ class Publisher:
         self._github = github
         self._reporter = reporter
         self._redactor = redactor
-        self._rules = ChangeRules(
-            max_files=settings.max_changed_files, max_file_bytes=settings.max_file_bytes
-        )
+        self._rules = ChangeRules.of(settings)
 
     async def check(self, job: Job, repository: Path, outcome: Outcome) -> bool:
         """Whether there is a change to publish. Raises JobFailed when it must not be published."""

@@ -14,6 +14,7 @@ from bot.config import Settings
 from bot.database import create_engine, upgrade
 from bot.facts import FactFinder
 from bot.github import GitHub
+from bot.janitor import Janitor
 from bot.performer import Performer, Workshop
 from bot.publisher import Publisher
 from bot.queue import Dispatcher
@@ -50,6 +51,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
             git = GitRoute(max_push_bytes=settings.max_push_bytes)
             gateway = Gateway({"git": git.serve, "llm": llm.serve})
             store = Store(engine)
+            mirrors = Mirrors(settings.data_dir / "mirrors")
             facts, reporter = FactFinder(github), Reporter(github, store, redactor)
             supervisor = Supervisor(
                 store=store,
@@ -75,21 +77,33 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                         runner=runner,
                         images=images,
                         gateway=gateway,
-                        mirrors=Mirrors(settings.data_dir / "mirrors"),
+                        mirrors=mirrors,
                         sessions=SessionShelf(settings.data_dir / "sessions"),
                     )
                 ),
             )
+            janitor = Janitor(
+                store=store,
+                host=settings.host_name,
+                runner=runner,
+                mirrors=mirrors,
+                folder=settings.data_dir / "attempts",
+                owned=lambda: supervisor.running,
+            )
             queue = QueueThread(settings.redis_url, supervisor, asyncio.get_running_loop())
             await supervisor.adopt()
-            supervising = asyncio.create_task(supervisor.run(), name="supervisor")
+            tasks = [
+                asyncio.create_task(supervisor.run(), name="supervisor"),
+                asyncio.create_task(janitor.run(), name="janitor"),
+            ]
             queue.start()
             log.info("working", host=settings.host_name, slots=settings.slots, version=__version__)
             try:
                 yield supervisor
             finally:
-                supervising.cancel()
-                await asyncio.gather(supervising, return_exceptions=True)
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await supervisor.close()
                 await queue.stop()
                 await gateway.aclose()

@@ -130,7 +130,9 @@ class Supervisor:
         self._tasks[attempt.id] = asyncio.create_task(self._guard(job, attempt, stop), name=attempt.id)
 
     async def _guard(self, job: Job, attempt: Attempt, stop: asyncio.Event) -> None:
-        structlog.contextvars.bind_contextvars(attempt=attempt.id, **job.log_context())
+        structlog.contextvars.bind_contextvars(
+            correlation=job.trigger.delivery_id, attempt=attempt.id, **job.log_context()
+        )
         try:
             await self._persist(job, attempt, stop)
         except asyncio.CancelledError:

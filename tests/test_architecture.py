@@ -56,6 +56,7 @@ LAYERS: dict[str, int] = {
     "bot.conductor": 3,
     "bot.facts": 3,
     "bot.housekeeping": 3,
+    "bot.janitor": 3,
     "bot.performer": 3,
     "bot.publisher": 3,
     "bot.report": 3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -19,6 +20,7 @@ from bot.errors import ConfigurationError, InfrastructureError
 from bot.logs import configure
 from bot.redact import Redactor
 from bot.sandbox.sandbox import Sandbox
+from runners.backends import create_runner
 
 REPO = "acme/hello"
 PERSON = "maria"
@@ -71,9 +73,11 @@ class Story:
 async def play(*, agent: str, runner: str, keep: bool) -> None:
     """Play it. Raises ConductorError when it does not end well; nothing is left behind in any case."""
     folder = Path(tempfile.mkdtemp(prefix="conductor-demo-", dir=_short_temporary_folder()))
+    settings: Settings | None = None
+    story = Story()
+    _end_on_signals()
     try:
         async with AsyncExitStack() as stack:
-            story = Story()
             runner = await _choose_runner(runner, agent, story)
             sandbox = await stack.enter_async_context(Sandbox.start(state_dir=folder / "github"))
             story.tell(f"a sandbox GitHub runs at {sandbox.url} with the repository {REPO}")
@@ -94,7 +98,28 @@ async def play(*, agent: str, runner: str, keep: bool) -> None:
             f"The story did not end within {PATIENCE:.0f} s.", "Run `conductor up` to see the logs."
         ) from error
     finally:
+        if settings is not None:
+            await _remove_containers(settings)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_on_signals() -> None:
+    """SIGTERM ends the story as Ctrl-C does, also where a script started us with SIGINT ignored."""
+    task = asyncio.current_task()
+    if task is not None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+
+async def _remove_containers(settings: Settings) -> None:
+    """A worker that ends leaves its containers to the next one; here there is no next one."""
+    runner = create_runner(settings.runner, settings)
+    try:
+        for handle in await runner.list():
+            await runner.stop(handle, 1)
+            await runner.remove(handle)
+    finally:
+        await runner.close()
 
 
 async def _act(sandbox: Sandbox, agent: str, story: Story) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import click
@@ -165,5 +166,6 @@ def demo(agent: str, runner: str, keep: bool) -> None:
         asyncio.run(play(agent=agent, runner=runner, keep=keep))
     except ConductorError as error:
         fail(error)
-    except KeyboardInterrupt:
-        return
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        # with --keep that is how it ends; in the middle of the story it is a failure
+        sys.exit(0 if keep else 130)
