@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import enum
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from sqlalchemy import Connection, Engine, bindparam, delete, event, select, update
+from sqlalchemy import Connection, Engine, bindparam, delete, event, func, select, update
 from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -29,7 +29,8 @@ from bot.schema import deliveries
 COMMIT_LIMIT = 8.0  # seconds; GitHub waits for ten
 BATCH = 128  # deliveries in one transaction
 WAITING_LIMIT = 4096  # deliveries that wait for a commit
-WAITING_BYTES = 128 * 2**20  # and what their bodies may take
+WAITING_BYTES = 64 * 2**20  # and what their deflated bodies may take
+DEFLATE_AT_ONCE = 256 * 1024  # bytes; deflating more would hold up everything else
 
 
 class State(enum.StrEnum):
@@ -77,7 +78,8 @@ class InboxUnavailable(InfrastructureError):
 
 @dataclass(slots=True)
 class _Put:
-    delivery: Delivery
+    row: dict[str, Any]
+    size: int
     stored: asyncio.Future[Stored]
 
 
@@ -112,12 +114,16 @@ class Inbox:
         """
         if self._closed:
             raise InboxUnavailable("The server is shutting down.")
-        size = len(delivery.body)
-        if len(self._puts) >= WAITING_LIMIT or self._waiting_bytes + size > WAITING_BYTES:
+        if len(delivery.body) < DEFLATE_AT_ONCE:
+            # here and not in the writer's thread: so it overlaps with the disk's work on the batch before
+            body = zlib.compress(delivery.body, 1)
+        else:
+            body = await asyncio.to_thread(zlib.compress, delivery.body, 1)
+        if len(self._puts) >= WAITING_LIMIT or self._waiting_bytes + len(body) > WAITING_BYTES:
             raise InboxFull("Too many deliveries wait for the database.", "Look at its disk and its load.")
-        put = _Put(delivery, asyncio.get_running_loop().create_future())
+        put = _Put(_row(delivery, body), len(body), asyncio.get_running_loop().create_future())
         self._puts.append(put)
-        self._waiting_bytes += size
+        self._waiting_bytes += put.size
         self._wake()
         return await put.stored
 
@@ -232,9 +238,10 @@ class Inbox:
         """Commit what has gathered until nothing is left."""
         try:
             while self._puts or self._changes:
+                await self._gather()
                 puts, self._puts = self._puts[:BATCH], self._puts[BATCH:]
                 changes, self._changes = self._changes, []
-                self._waiting_bytes -= sum(len(put.delivery.body) for put in puts)
+                self._waiting_bytes -= sum(put.size for put in puts)
                 try:
                     await self._commit_and_answer(puts, changes)
                 except Exception as error:  # whatever it was, those who wait must hear of it
@@ -242,22 +249,27 @@ class Inbox:
         finally:
             self._writer = None
 
+    async def _gather(self) -> None:
+        """Wait while more comes: as long as each turn of the event loop brings another delivery."""
+        seen = 0
+        while seen < min(len(self._puts), BATCH):
+            seen = len(self._puts)
+            await asyncio.sleep(0)
+
     async def _commit_and_answer(self, puts: Sequence[_Put], changes: Sequence[_Change]) -> None:
-        batch = {put.delivery.id: put.delivery for put in reversed(puts)}  # the first of equals
+        batch = list({put.row["id"]: put.row for put in reversed(puts)}.values())  # the first of equals
         updates = [change.values for change in changes]
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(COMMIT_LIMIT):
             if self._sqlite is not None:
-                fresh = await loop.run_in_executor(
-                    self._thread, _commit_sqlite, self._sqlite, batch.values(), updates
+                fresh = await asyncio.get_running_loop().run_in_executor(
+                    self._thread, _commit_sqlite, self._sqlite, batch, updates
                 )
             else:
-                rows = await loop.run_in_executor(self._thread, _rows, batch.values())
                 async with self._engine.begin() as connection:
-                    fresh = await connection.run_sync(_commit_postgresql, rows, updates)
+                    fresh = await connection.run_sync(_commit_postgresql, batch, updates)
         for put in puts:
-            first = put.delivery.id in fresh
-            fresh.discard(put.delivery.id)
+            first = put.row["id"] in fresh
+            fresh.discard(put.row["id"])
             _answer(put.stored, Stored.new if first else Stored.duplicate)
         for change in changes:
             _answer(change.changed, None)
@@ -285,9 +297,10 @@ def _refuse(puts: Sequence[_Put], changes: Sequence[_Change], error: Exception) 
 
 # --- one transaction, on a plain connection
 
-_INSERTED = ("id", "event", "action", "installation_id", "received_at", "body", "state", "tries")
+#: One parameter, whatever the size of the batch: an expanding IN would be rendered anew every time.
 _KNOWN = select(deliveries.c.id).where(
-    deliveries.c.id.in_(bindparam("ids", expanding=True)), deliveries.c.state != State.failed
+    deliveries.c.id.in_(select(func.json_each(bindparam("ids")).table_valued("value").c.value)),
+    deliveries.c.state != State.failed,
 )
 _CHANGE = (
     update(deliveries)
@@ -316,31 +329,27 @@ _UPSERT_SQLITE = _upsert(sqlite.insert)
 _UPSERT_POSTGRESQL = _upsert(postgresql.insert).returning(deliveries.c.id)
 
 
-def _rows(batch: Collection[Delivery]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": delivery.id,
-            "event": delivery.event,
-            "action": delivery.action,
-            "installation_id": delivery.installation_id,
-            "received_at": delivery.received_at,
-            "body": zlib.compress(delivery.body, 1),
-            "state": str(State.received),
-            "tries": 0,
-        }
-        for delivery in batch
-    ]
+def _row(delivery: Delivery, body: bytes) -> dict[str, Any]:
+    return {
+        "id": delivery.id,
+        "event": delivery.event,
+        "action": delivery.action,
+        "installation_id": delivery.installation_id,
+        "received_at": delivery.received_at,
+        "body": body,
+        "state": str(State.received),
+        "tries": 0,
+    }
 
 
-def _commit_sqlite(engine: Engine, batch: Collection[Delivery], updates: list[dict[str, Any]]) -> set[str]:
-    rows = _rows(batch)
+def _commit_sqlite(engine: Engine, rows: list[dict[str, Any]], updates: list[dict[str, Any]]) -> set[str]:
     with engine.connect() as connection:
         # the write lock first: what is read below is still true when it is written
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         fresh = {row["id"] for row in rows}
         if rows:
             # asked before, because RETURNING for many rows costs SQLAlchemy three times as much
-            fresh -= set(connection.execute(_KNOWN, {"ids": list(fresh)}).scalars())
+            fresh -= set(connection.execute(_KNOWN, {"ids": orjson.dumps(list(fresh)).decode()}).scalars())
             connection.execute(_UPSERT_SQLITE, rows)
         if updates:
             connection.execute(_CHANGE, updates)

@@ -37,15 +37,18 @@ class Verifier:
         return f"sha256={hmac.digest(self._key, body, 'sha256').hex()}"
 
     def verify(self, body: bytes, signature: str | None) -> None:
-        """Raise BadSignature unless ``signature`` is ours for ``body``."""
-        require_well_formed(signature)
-        # well formed means ASCII: compare_digest raises TypeError for anything else
-        if not hmac.compare_digest(self.sign(body), signature or ""):
+        """Raise BadSignature unless ``signature`` is ours for ``body``; it may be any text."""
+        # as bytes: for text that is not ASCII compare_digest raises TypeError
+        given = (signature or "").encode(errors="surrogateescape")
+        if not hmac.compare_digest(self.sign(body).encode(), given):
             raise BadSignature("The signature does not match the body.")
 
 
 def require_well_formed(signature: str | None, legacy: str | None = None) -> None:
-    """Raise BadSignature for what cannot be right whatever the body is; ``legacy`` only words the reason."""
+    """Raise BadSignature for what cannot be right whatever the body is: to be called before that is read.
+
+    ``legacy`` (the SHA-1 header) only words the reason.
+    """
     if not signature:
         if legacy:
             raise BadSignature(f"Only a SHA-1 signature was sent; {SIGNATURE_HEADER} is needed.")

@@ -137,8 +137,11 @@ class _Webhook:
             raise _Refused(_too_large())
         large = length is None or length > LARGE_BODY
         try:
-            async with asyncio.timeout(BODY_TIMEOUT), self._large if large else nullcontext():
+            if request.content.is_eof() and not large:  # all of it came with the head, as it mostly does
                 body = await request.read()
+            else:
+                async with asyncio.timeout(BODY_TIMEOUT), self._large if large else nullcontext():
+                    body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise _Refused(_too_large()) from None
         except TimeoutError:

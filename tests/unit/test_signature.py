@@ -50,6 +50,14 @@ def test_odd_signatures_are_refused(signature: str | None) -> None:
         Verifier(SECRET).verify(BODY, signature)
 
 
+@pytest.mark.parametrize(
+    "signature", [None, "", SIGNATURE[:-1], SIGNATURE + "\n", SIGNATURE.upper(), "sha1=" + "0" * 40]
+)
+def test_what_is_not_well_formed_is_refused_before_the_body_is_read(signature: str | None) -> None:
+    with pytest.raises(BadSignature, match="X-Hub-Signature-256"):
+        require_well_formed(signature)
+
+
 def test_a_sha1_only_delivery_is_told_what_is_missing() -> None:
     with pytest.raises(BadSignature, match="Only a SHA-1"):
         require_well_formed(None, "sha1=0123")
