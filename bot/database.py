@@ -38,7 +38,10 @@ def create_engine(url: str) -> AsyncEngine:
     sqlite = parsed.get_backend_name() == "sqlite"
     arguments: dict[str, Any] = {"timeout": CONNECT_TIMEOUT}
     if sqlite and parsed.database and parsed.database != ":memory:":
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unusable(error) from error
     try:
         engine = create_async_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
@@ -70,10 +73,14 @@ async def upgrade(engine: AsyncEngine) -> None:
                 await connection.exec_driver_sql("BEGIN IMMEDIATE")
             await connection.run_sync(_upgrade)
     except (DBAPIError, OSError, TimeoutError) as error:
-        raise InfrastructureError(
-            f"The database cannot be used: {type(error).__name__}: {str(error).splitlines()[0]}",
-            "Check CONDUCTOR_DATABASE_URL, and that the server runs and lets this user in.",
-        ) from error
+        raise _unusable(error) from error
+
+
+def _unusable(error: Exception) -> InfrastructureError:
+    return InfrastructureError(
+        f"The database cannot be used: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+        "Check CONDUCTOR_DATABASE_URL and DATA_DIR, and that the server runs and lets this user in.",
+    )
 
 
 def _upgrade(connection: Connection) -> None:

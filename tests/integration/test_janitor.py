@@ -63,7 +63,7 @@ async def test_a_stray_attempt_is_removed_and_a_living_one_is_not(store: Store, 
             runner=runner,
             mirrors=Mirrors(tmp_path / "mirrors"),
             folder=tmp_path / "attempts",
-            owned=lambda: [],
+            owned=list,
         )
         assert await janitor.once() == ["jstray-1"]
         assert [handle.attempt_id for handle in await runner.list()] == [claimed[1].id]

@@ -96,3 +96,19 @@ async def test_a_delivery_that_was_stored_is_replayed(tmp_path: Path) -> None:
         box.github.faults.clear()
         await product.start("serve")
         await exactly_one_of_everything(box, product, number)
+
+
+@pytest.mark.timeout(240)
+async def test_github_is_away_while_the_work_is_published(tmp_path: Path) -> None:
+    async with processes(tmp_path) as (box, product):
+        maria = box.github.as_user("maria")
+        number = (await maria.open_issue(REPO, "Hello", BODY))["number"]
+        await maria.add_label(REPO, number, "agent")
+        await reached(box, "agent", number)
+        box.github.faults.add(Fault(status=503, times=None))
+        async with asyncio.timeout(60):
+            while (await box.store.recent_jobs())[0].phase != Phase.publish:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(3)  # some tries fail
+        box.github.faults.clear()
+        await exactly_one_of_everything(box, product, number)
