@@ -41,15 +41,21 @@ class Processor:
         retry_delays: Sequence[float] = RETRY_DELAYS,
         at_once: int = AT_ONCE,
         known_limit: int = KNOWN_LIMIT,
+        handle_limit: float = HANDLE_LIMIT,
         drain_timeout: float = DRAIN_TIMEOUT,
+        sweep: float = SWEEP,
+        abandoned: timedelta = ABANDONED,
     ) -> None:
-        """``retry_delays``: one more try than it has seconds; ``at_once``: deliveries in hand at most."""
+        """``retry_delays``: one more try than it has seconds; the rest as the constants of this module."""
         self._inbox = inbox
         self._handle = handle
         self._delays = tuple(retry_delays)
         self._at_once = at_once
         self._known_limit = known_limit
+        self._handle_limit = handle_limit
         self._drain_timeout = drain_timeout
+        self._sweep = sweep
+        self._abandoned = abandoned
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._known: set[str] = set()  # queued, in hand, or waiting for the next try
         self._timers: dict[str, asyncio.TimerHandle] = {}
@@ -107,7 +113,7 @@ class Processor:
         try:
             delivery = await self._inbox.get(delivery_id)
             if delivery is not None:  # else another server has dealt with it
-                async with asyncio.timeout(HANDLE_LIMIT):
+                async with asyncio.timeout(self._handle_limit):
                     await self._handle(delivery)
                 await self._inbox.done(delivery_id)
         except Exception as error:  # one delivery's failure must not stop the others
@@ -161,14 +167,14 @@ class Processor:
                 self._behind = True
                 log.error("the inbox could not be read", exc_info=True)
             try:
-                async with asyncio.timeout(SWEEP):
+                async with asyncio.timeout(self._sweep):
                     await self._room.wait()
             except TimeoutError:
                 pass
 
     async def _load(self) -> None:
         everything, self._behind = self._behind, False
-        before = None if everything else datetime.now(UTC) - ABANDONED
+        before = None if everything else datetime.now(UTC) - self._abandoned
         after, found = None, 0
         while page := await self._inbox.pending(after=after, before=before):
             for _, delivery_id in page:

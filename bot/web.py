@@ -53,6 +53,7 @@ def create_app(
     on_delivery: Handle,
     checks: Mapping[str, Check],
     retry_delays: Sequence[float] = RETRY_DELAYS,
+    body_timeout: float = BODY_TIMEOUT,
 ) -> web.Application:
     """The application with ``POST /webhook``, ``/healthz`` and ``/readyz``.
 
@@ -62,7 +63,8 @@ def create_app(
     """
     processor = Processor(inbox, on_delivery, retry_delays=retry_delays)
     readiness = _Readiness(checks)
-    webhook = _Webhook(Verifier(settings.webhook_secret.get_secret_value()), inbox, wanted, processor.take)
+    verifier = Verifier(settings.webhook_secret.get_secret_value())
+    webhook = _Webhook(verifier, inbox, wanted, processor.take, body_timeout)
     app = web.Application(client_max_size=MAX_BODY)
     app.router.add_post("/webhook", webhook.receive)
     app.router.add_get("/healthz", _alive)
@@ -93,11 +95,19 @@ class _Refused(Exception):
 
 
 class _Webhook:
-    def __init__(self, verifier: Verifier, inbox: Inbox, wanted: Wanted, take: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        verifier: Verifier,
+        inbox: Inbox,
+        wanted: Wanted,
+        take: Callable[[str], None],
+        body_timeout: float,
+    ) -> None:
         self._verifier = verifier
         self._inbox = inbox
         self._wanted = wanted
         self._take = take
+        self._body_timeout = body_timeout
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     async def receive(self, request: web.Request) -> web.Response:
@@ -140,13 +150,13 @@ class _Webhook:
             if request.content.is_eof() and not large:  # all of it came with the head, as it mostly does
                 body = await request.read()
             else:
-                async with asyncio.timeout(BODY_TIMEOUT), self._large if large else nullcontext():
+                async with asyncio.timeout(self._body_timeout), self._large if large else nullcontext():
                     body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             raise _Refused(_too_large()) from None
         except TimeoutError:
             raise _Refused(
-                _answer(408, error=f"The body did not come within {BODY_TIMEOUT:.0f} seconds.")
+                _answer(408, error=f"The body did not come within {self._body_timeout:g} seconds.")
             ) from None
         self._verifier.verify(body, signature)
         return body

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import sqlite3
 import subprocess
 import sys
@@ -168,15 +169,24 @@ async def test_the_queue_is_bounded(inbox: Inbox) -> None:
     assert await inbox.put(a_delivery()) is Stored.new
 
 
-async def test_the_queue_is_bounded_in_bytes(inbox: Inbox) -> None:
-    big = b" " * (25 * 2**20)
-    fill = [asyncio.ensure_future(inbox.put(a_delivery(body=big))) for _ in range(5)]
-    await asyncio.sleep(0)
-    with pytest.raises(InboxFull):
-        await inbox.put(a_delivery(body=big))
-    assert await inbox.put(a_delivery(body=b"{}")) is Stored.new
-    await asyncio.gather(*fill)
-    assert await inbox.put(a_delivery(body=big)) is Stored.new
+async def test_the_queue_is_bounded_in_bytes(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'c.db'}")
+    await upgrade(engine)
+    inbox = Inbox(engine)
+    holder = sqlite3.connect(tmp_path / "c.db")
+    holder.execute("BEGIN EXCLUSIVE")  # so that the first commit waits, and everything else behind it
+    first = asyncio.ensure_future(inbox.put(a_delivery()))
+    big = os.urandom(15 * 2**20)  # deflates to as much: four fit
+    puts = [asyncio.ensure_future(inbox.put(a_delivery(body=big))) for _ in range(5)]
+    (refused,), waiting = await asyncio.wait(puts, return_when=asyncio.FIRST_COMPLETED)
+    assert isinstance(refused.exception(), InboxFull)
+    small = asyncio.ensure_future(inbox.put(a_delivery()))
+    holder.rollback()
+    holder.close()
+    assert set(await asyncio.gather(first, small, *waiting)) == {Stored.new}
+    assert await inbox.put(a_delivery(body=big)) is Stored.new  # there is room again
+    await inbox.aclose()
+    await engine.dispose()
 
 
 async def test_closing_writes_what_waits_and_refuses_what_comes(engine: AsyncEngine) -> None:

@@ -26,7 +26,7 @@ from bot.database import create_engine, upgrade
 from bot.errors import ConfigurationError
 from bot.inbox import Delivery, Inbox, State
 from bot.signature import Verifier
-from bot.web import MAX_BODY, Wanted, create_app
+from bot.web import LARGE_AT_ONCE, LARGE_BODY, MAX_BODY, Wanted, create_app
 
 SECRET = "the webhook secret"
 VERIFIER = Verifier(SECRET)
@@ -234,6 +234,55 @@ async def test_26_mib_in_chunks_are_refused(server: Server) -> None:
     url = server.server.make_url("/webhook")
     async with server.client.post(url, data=chunks(), headers=headers) as answer:
         assert answer.status == 413
+
+
+class Stalled:
+    """A sender that announces a large body and waits."""
+
+    def __init__(self, body: bytes, guid: str) -> None:
+        self.body, self.guid = body, guid
+
+    async def begin(self, server: Server) -> None:
+        """Send all but the last byte, after the server has said that it reads."""
+        self.reader, self.writer = await asyncio.open_connection(server.server.host, server.server.port)
+        head = (
+            f"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nX-GitHub-Event: issues\r\n"
+            f"X-GitHub-Delivery: {self.guid}\r\nX-Hub-Signature-256: {VERIFIER.sign(self.body)}\r\n"
+            f"Expect: 100-continue\r\nContent-Length: {len(self.body)}\r\n\r\n"
+        )
+        self.writer.write(head.encode())
+        assert b" 100 " in await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 20)
+        self.writer.write(self.body[:-1])
+
+    async def status(self) -> int:
+        """Wait for the answer."""
+        line = await asyncio.wait_for(self.reader.readline(), 20)
+        self.writer.close()
+        return int(line.split()[1])
+
+
+async def test_a_sender_that_stalls_is_cut_off(engine: AsyncEngine, handled: Handled) -> None:
+    async with Server(engine, handled, body_timeout=0.2) as server:
+        stalled = Stalled(LABELED, "slow")
+        await stalled.begin(server)
+        assert await stalled.status() == 408
+        assert await server.inbox.state("slow") is None
+
+
+async def test_only_a_few_large_bodies_are_read_at_once(server: Server) -> None:
+    large = b'{"action":"labeled","x":"%s"}' % (b"x" * LARGE_BODY)
+    senders = [Stalled(large, f"large{number}") for number in range(LARGE_AT_ONCE)]
+    for sender in senders:
+        await sender.begin(server)
+    waiting = asyncio.create_task(server.post(large, guid="waiting"))
+    assert (await server.post(guid="small"))[0] == 202  # the usual delivery is not held up
+    assert not waiting.done()
+    senders[0].writer.write(large[-1:])
+    assert await senders[0].status() == 202
+    assert (await waiting)[0] == 202
+    for sender in senders[1:]:
+        sender.writer.write(large[-1:])
+        assert await sender.status() == 202
 
 
 async def test_other_methods_and_paths(server: Server) -> None:
