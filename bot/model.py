@@ -213,11 +213,6 @@ class Job:
         """What every log line about this job carries."""
         return {"job": self.id, "repo": self.repo.full_name, "number": self.number}
 
-    @property
-    def thread_id(self) -> str:
-        """The conversation this job belongs to: one per issue or pull request."""
-        return f"{self.repo.id}-{self.number}"
-
 
 class AttemptState(enum.StrEnum):
     """Where one try at a job is."""

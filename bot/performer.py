@@ -220,7 +220,7 @@ class _Attempt:
         mirror = await self._fetch()
         desk = self.desk = Desk.create(self.directory, attempt_id=self.attempt.id, mirror=mirror)
         await quarantine.create(desk.quarantine, mirror, max_input_bytes=host.settings.max_push_bytes)
-        thread = self.job.thread_id
+        thread = await host.store.thread_of(self.job)
         await host.sessions.take_down(thread, self.job.agent, desk.session_tar)
         await host.gateway.open(desk)
         return desk
@@ -277,7 +277,8 @@ class _Attempt:
 
     async def _give(self, desk: Desk) -> None:
         host, job = self.host, self.job
-        resume = await host.store.session(job.thread_id, job.agent) if desk.session_tar.exists() else None
+        thread = await host.store.thread_of(job)
+        resume = await host.store.session(thread, job.agent) if desk.session_tar.exists() else None
         prompt = task_prompt(job)
         if self.agent.llm is None:
             # without a model there is nobody to instruct: the agent gets what people wrote, and only that
@@ -395,7 +396,8 @@ class _Attempt:
                     del recent[:-PROGRESS_LINES]
                     self.recent = recent
         if transcript.session_id:
-            await self.host.store.save_session(self.job.thread_id, self.job.agent, transcript.session_id)
+            thread = await self.host.store.thread_of(self.job)
+            await self.host.store.save_session(thread, self.job.agent, transcript.session_id)
 
     def _spec(self, desk: Desk, image: str) -> ContainerSpec:
         settings = self.host.settings
@@ -478,7 +480,8 @@ class _Attempt:
 
     async def _keep_session(self, desk: Desk) -> None:
         try:
-            await self.host.sessions.put_back(self.job.thread_id, self.job.agent, desk.session_tar)
+            thread = await self.host.store.thread_of(self.job)
+            await self.host.sessions.put_back(thread, self.job.agent, desk.session_tar)
         except InfrastructureError as error:
             log.warning("the session is not kept", error=str(error))
 

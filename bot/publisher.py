@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from pathlib import Path
 
 import structlog
@@ -71,14 +72,16 @@ class Publisher:
                 f"{listed}" + (f"\n- … and {more} more" if more > 0 else ""),
                 "Say in a new `/agent` command what to leave out, or make that part by hand.",
             )
-        async for path, text in quarantine.added_text(repository, job.base_sha, outcome.head):
-            if self._redactor.text(text) != text:
-                raise JobFailed(
-                    Phase.publish,
-                    FailureKind.refused,
-                    f"Nothing was pushed: `{path}` contains what looks like a secret (key, token or password).",
-                    "Take it out of the task or the repository, then write `/agent retry`.",
-                )
+        async with aclosing(quarantine.added_text(repository, job.base_sha, outcome.head)) as added:
+            async for path, text in added:
+                if self._redactor.text(text) != text:
+                    raise JobFailed(
+                        Phase.publish,
+                        FailureKind.refused,
+                        f"Nothing was pushed: `{path}` contains what looks like a secret "
+                        "(key, token or password).",
+                        "Take it out of the task or the repository, then write `/agent retry`.",
+                    )
         return True
 
     async def publish(

@@ -286,6 +286,18 @@ class Store:
             found = (await connection.execute(query)).scalar_one_or_none()
         return None if found is None else str(found)
 
+    async def thread_of(self, job: Job) -> str:
+        """The conversation a job belongs to: that of its issue; a pull request of ours goes on with its issue's."""
+        query = (
+            select(jobs.c.number)
+            .where(jobs.c.repo_id == job.repo.id, jobs.c.pull_number == job.number)
+            .order_by(jobs.c.created_at)
+            .limit(1)
+        )
+        async with self.engine.connect() as connection:
+            number = (await connection.execute(query)).scalar_one_or_none()
+        return f"{job.repo.id}-{job.number if number is None else number}"
+
     async def save_session(self, thread_id: str, agent: str, session_id: str) -> None:
         """Remember the session for the thread's next turn."""
         values = {"session_id": session_id, "updated_at": datetime.now(UTC)}

@@ -163,6 +163,13 @@ async def test_jobs_of_an_issue_and_of_its_pull_request(store: Store) -> None:
     assert await store.queue_position(job(1, 1)) == 1
 
 
+async def test_a_pull_request_of_ours_goes_on_with_the_conversation_of_its_issue(store: Store) -> None:
+    await store.add_job(job(1))
+    await store.note(job(1).id, pull_number=9)
+    assert await store.thread_of(job(9)) == await store.thread_of(job(1)) == "10-1"
+    assert await store.thread_of(job(8)) == "10-8"
+
+
 async def test_sessions_turns_and_answers(store: Store) -> None:
     await store.add_job(job())
     claimed = await store.claim(job().id, "h")

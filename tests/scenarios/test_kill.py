@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import docker
 import pytest
 
 from bot.model import JobState, Phase
@@ -65,6 +66,43 @@ async def test_a_process_is_killed(victim: str, step: str, tmp_path: Path) -> No
         await product.kill(victim)
         await product.start(victim)
         await exactly_one_of_everything(box, product, number)
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(240)
+async def test_a_killed_worker_adopts_its_container(tmp_path: Path) -> None:
+    client = docker.from_env()
+    try:
+        async with processes(tmp_path, runner="docker") as (box, product):
+            maria = box.github.as_user("maria")
+            body = "```sh\necho hello > hello.txt\nsleep 6\n```"
+            number = (await maria.open_issue(REPO, "Hello", body))["number"]
+            await maria.add_label(REPO, number, "agent")
+            await reached(box, "agent", number)
+            name = f"conductor-{(await box.store.recent_jobs())[0].id}-1"
+            before = client.containers.get(name).id
+            await product.kill("worker")
+            assert client.containers.get(name).status == "running"
+            await product.start("worker")
+            assert client.containers.get(name).id == before
+            await exactly_one_of_everything(box, product, number)
+            assert client.containers.list(all=True, filters={"name": name}) == []
+    finally:
+        client.close()
+
+
+@pytest.mark.timeout(240)
+async def test_another_host_takes_over_from_one_that_went_silent(tmp_path: Path) -> None:
+    async with processes(tmp_path) as (box, product):
+        maria = box.github.as_user("maria")
+        number = (await maria.open_issue(REPO, "Hello", BODY))["number"]
+        await maria.add_label(REPO, number, "agent")
+        await reached(box, "agent", number)
+        await product.kill("worker")
+        product.settings = box.settings.model_copy(update={"host_name": "another"})
+        await product.start("worker")
+        await exactly_one_of_everything(box, product, number)
+        assert (await box.store.recent_jobs())[0].fence == 2
 
 
 @pytest.mark.timeout(240)

@@ -23,7 +23,7 @@ STORIES = sorted((Path(__file__).parent / "stories").glob("*.yml"))
 KNOWN = {"story", "runner", "settings", "llm", "when", "then"}
 KNOWN_THEN = {
     "job", "jobs", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
-    "comment", "no comment", "check", "check on head", "reactions", "tokens", "cost", "llm requests", "on pull",
+    "comment", "no comment", "check", "check on head", "reactions", "tokens", "cost", "llm requests", "llm saw",
 }  # fmt: skip
 
 
@@ -76,6 +76,9 @@ class Teller:
         elif verb == "writes":
             self.jobs += 1
             await person.comment(REPO, self.number, what)
+        elif verb == "writes on pull":  # on the first pull request
+            self.jobs += 1
+            await person.comment(REPO, self.box.github.pulls(REPO)[0]["number"], what)
         elif verb == "remarks":  # a comment that starts nothing
             await person.comment(REPO, self.number, what)
         elif verb == "closes":
@@ -92,6 +95,8 @@ class Teller:
     async def _wait(self, what: str, nth: int) -> None:
         if what == "ended":
             await self.box.ended(self.number, nth=nth)
+        elif what == "pull job ended":
+            await self.box.ended(self.box.github.pulls(REPO)[0]["number"], nth=nth)
         elif what == "running":
             async with asyncio.timeout(120):
                 while (await self.box.job(self.number, nth=nth)).state is not JobState.running:
@@ -122,6 +127,10 @@ class Teller:
                 assert job.usage.cost == pytest.approx(then["cost"], abs=1e-9)
             if "llm requests" in then:
                 assert job.usage.requests == then["llm requests"]
+        if "llm saw" in then:
+            assert box.llm is not None
+            last = box.llm.requests[-1].text
+            assert all(part in last for part in _list(then["llm saw"]))
         if "branches" in then:
             assert len(await box.new_branches()) == then["branches"]
         branch = job.branch if job else None
@@ -150,7 +159,8 @@ class Teller:
                 assert job is not None
                 sha = job.head_sha or job.base_sha or ""
                 assert runs.get(sha) == then["check"]
-                assert len(github.check_runs(REPO)) == len(runs), "one check run for each commit"
+                each = {(run["head_sha"], run["external_id"]) for run in github.check_runs(REPO)}
+                assert len(github.check_runs(REPO)) == len(each), "one check run for each job and commit"
         if "reactions" in then:
             found = [content for _, content in github.reactions(REPO, self.number)]
             assert sorted(found) == sorted(then["reactions"])
