@@ -56,7 +56,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in needs_postgres:
             item.add_marker(pytest.mark.skip(reason="no PostgreSQL server programs (initdb, postgres)"))
     needs_browser = [item for item in items if item.get_closest_marker("browser")]
-    if needs_browser and not shutil.which("chromium"):
+    if needs_browser and not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
         for item in needs_browser:
             item.add_marker(pytest.mark.skip(reason="no chromium"))
 

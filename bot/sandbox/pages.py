@@ -56,6 +56,7 @@ class Pages:
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the pages' routes; those of REST must be there already."""
         router.add_get("/", self._index)
+        router.add_get("/favicon.ico", self._no_icon)
         router.add_post("/", self._choose_user)
         router.add_get("/{owner}/{repo}", self._repository)
         router.add_post("/{owner}/{repo}", self._open_issue)
@@ -70,6 +71,10 @@ class Pages:
         router.add_get("/{owner}/{repo}/{kind:blob|raw}/{where:.+}", self._raw)
 
     # ---- pages
+
+    async def _no_icon(self, _request: web.Request) -> web.Response:
+        """Browsers ask for it by themselves; that is no call of a client."""
+        return web.Response(status=204)
 
     async def _index(self, request: web.Request) -> web.Response:
         return self._page(request, "index", repositories=list(self._github.world.repositories.values()))

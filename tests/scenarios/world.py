@@ -134,4 +134,5 @@ async def world(folder: Path, *, script: Script | None = None, **values: Any) ->
         stack.push_async_callback(engine.dispose)
         yield World(github=github, settings=settings, store=Store(engine), llm=llm)
         await github.deliveries_settled()
-        assert [str(problem) for problem in github.problems] == []
+        found = [str(problem) for problem in github.problems]
+        assert not found, found
