@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from isal import isal_zlib
 from sqlalchemy import Connection, Engine, bindparam, delete, event, func, select, update
 from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy.dialects import postgresql, sqlite
@@ -116,9 +116,9 @@ class Inbox:
             raise InboxUnavailable("The server is shutting down.")
         if len(delivery.body) < DEFLATE_AT_ONCE:
             # here and not in the writer's thread: so it overlaps with the disk's work on the batch before
-            body = zlib.compress(delivery.body, 1)
+            body = isal_zlib.compress(delivery.body, 1)
         else:
-            body = await asyncio.to_thread(zlib.compress, delivery.body, 1)
+            body = await asyncio.to_thread(isal_zlib.compress, delivery.body, 1)
         if len(self._puts) >= WAITING_LIMIT or self._waiting_bytes + len(body) > WAITING_BYTES:
             raise InboxFull("Too many deliveries wait for the database.", "Look at its disk and its load.")
         put = _Put(_row(delivery, body), len(body), asyncio.get_running_loop().create_future())
@@ -154,7 +154,7 @@ class Inbox:
             action=row.action,
             installation_id=row.installation_id,
             received_at=row.received_at,
-            body=zlib.decompress(row.body),
+            body=isal_zlib.decompress(row.body),
             tries=row.tries,
         )
 

@@ -11,7 +11,7 @@ import asyncio
 import re
 import shutil
 import uuid
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,6 +35,7 @@ from bot.model import (
     Usage,
 )
 from bot.ports import Agent, ContainerSpec, Handle, Limits, Runner, Turn
+from bot.progress import Progress
 from bot.prompts import task_prompt, visible
 from bot.publisher import Publisher
 from bot.queue import Dispatcher
@@ -134,6 +135,7 @@ class _Attempt:
         self.desk: Desk | None = None
         self.transcript = Transcript()
         self.recent: list[str] = []
+        self.progress = Progress()
 
     # --- the story
 
@@ -146,7 +148,8 @@ class _Attempt:
             await self.end(JobState.succeeded)
             return
         if self.attempt.state is AttemptState.starting:
-            await self._report(host.reporter.started(self.job))
+            job = self.job
+            self.progress.tell("started", lambda: host.reporter.started(job))
         desk = await self._prepare()
         outcome = desk.outcome_now(TURN)
         if outcome is None:
@@ -375,7 +378,7 @@ class _Attempt:
                 await asyncio.wait((listening,), timeout=PROGRESS_INTERVAL)
                 if self.recent != shown and not listening.done():
                     shown = list(self.recent)
-                    await self._report(self.host.reporter.sticky(self.job, progress=shown))
+                    self._show(shown)
                 if listening.done():
                     return
         finally:
@@ -451,11 +454,13 @@ class _Attempt:
         await self._say_the_end()
 
     async def _say_the_end(self) -> None:
+        await self.progress.close("sticky", "check")
         # what fails here is told later: housekeeping looks for ends that were not reported
         await self._report(self.host.reporter.finished(self.job, also_on=self.job.base_sha))
 
     async def leave(self) -> None:
         """Close what this process holds open; nothing is removed."""
+        await self.progress.close("sticky", "check", "started")
         if self.desk is not None:
             await self.host.gateway.close(self.attempt.id)
             self.desk.close()
@@ -497,9 +502,14 @@ class _Attempt:
         self.job = self.job.evolve(phase=phase, state=JobState.running)
         log.info("phase", phase=str(phase))
         if phase in (Phase.image, Phase.agent, Phase.publish):
-            await self._report(self.host.reporter.sticky(self.job))
-        if phase is Phase.agent and self.job.target is TargetKind.pull_request and self.job.base_sha:
-            await self._report(self.host.reporter.check(self.job, self.job.base_sha))
+            self._show()
+        job = self.job
+        if phase is Phase.agent and job.target is TargetKind.pull_request and (sha := job.base_sha):
+            self.progress.tell("check", lambda: self.host.reporter.check(job, sha))
+
+    def _show(self, lines: Sequence[str] = ()) -> None:
+        job = self.job
+        self.progress.tell("sticky", lambda: self.host.reporter.sticky(job, progress=lines))
 
     async def _report(self, work: Awaitable[Any]) -> None:
         """Tell people what can be told now: GitHub's troubles must not end a job."""

@@ -58,6 +58,7 @@ LAYERS: dict[str, int] = {
     "bot.housekeeping": 3,
     "bot.janitor": 3,
     "bot.performer": 3,
+    "bot.progress": 3,
     "bot.publisher": 3,
     "bot.report": 3,
     "handlers": 4,
