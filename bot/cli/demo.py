@@ -27,10 +27,15 @@ PERSON = "maria"
 PATIENCE = 900.0  # seconds for the whole story; a first image takes a minute or two
 LOOK_INTERVAL = 0.1  # seconds between looks at the sandbox
 
-#: The key of each agent that needs one: variable, setting.
-KEYS = {
-    "claude": ("ANTHROPIC_API_KEY", "llm_anthropic_key"),
-    "codex": ("OPENAI_API_KEY", "llm_openai_key"),
+#: What each agent that needs a model takes from the environment, under the provider's own names: key, address.
+KEYS = {"claude": "ANTHROPIC_API_KEY", "codex": "OPENAI_API_KEY"}
+FROM_ENVIRONMENT = {
+    "ANTHROPIC_API_KEY": "llm_anthropic_key",
+    "ANTHROPIC_BASE_URL": "llm_anthropic_url",
+    "OPENAI_API_KEY": "llm_openai_key",
+    "OPENAI_BASE_URL": "llm_openai_url",
+    # a company's own CA: needed to fetch the agents' packages while the image is built
+    "SSL_CERT_FILE": "image_ca_bundle",
 }
 
 TITLE = "Say goodbye, too"
@@ -81,7 +86,7 @@ async def play(*, agent: str, runner: str, keep: bool) -> None:
             runner = await _choose_runner(runner, agent, story)
             sandbox = await stack.enter_async_context(Sandbox.start(state_dir=folder / "github"))
             story.tell(f"a sandbox GitHub runs at {sandbox.url} with the repository {REPO}")
-            settings = _settings(sandbox, folder, agent, runner)
+            settings = _settings(sandbox, folder, runner)
             redactor = Redactor(settings.secrets())
             configure("dev", "warning", redactor)
             address = await stack.enter_async_context(everything(settings, redactor))
@@ -175,7 +180,7 @@ class _Watch:
             self._story.tell(text)
 
 
-def _settings(sandbox: Sandbox, folder: Path, agent: str, runner: str) -> Settings:
+def _settings(sandbox: Sandbox, folder: Path, runner: str) -> Settings:
     values: dict[str, Any] = {
         "mode": "dev",
         "github_api_url": sandbox.url,
@@ -190,13 +195,9 @@ def _settings(sandbox: Sandbox, folder: Path, agent: str, runner: str) -> Settin
         "slots": 1,
         "host_name": f"demo-{os.getpid()}",
     }
-    for name in ("SSL_CERT_FILE",):
-        # a company's own CA: needed to fetch the agents' packages while the image is built
-        if os.environ.get(name):
-            values["image_ca_bundle"] = os.environ[name]
-    if agent in KEYS:
-        variable, setting = KEYS[agent]
-        values[setting] = os.environ.get(variable, "")
+    for variable, setting in FROM_ENVIRONMENT.items():
+        if os.environ.get(variable):
+            values[setting] = os.environ[variable]
     return fixed_settings(**values)
 
 
@@ -204,10 +205,10 @@ async def _choose_runner(wanted: str, agent: str, story: Story) -> str:
     """Docker where an engine with the base image can be used, else the local runner, and say so."""
     if agent not in ("shell", *KEYS):
         raise ConfigurationError(f"There is no agent {agent!r} for the demo.", "Use shell, claude or codex.")
-    if agent in KEYS and not os.environ.get(KEYS[agent][0]):
+    if agent in KEYS and not os.environ.get(KEYS[agent]):
         raise ConfigurationError(
             f"The agent {agent} needs a key.",
-            f"Set {KEYS[agent][0]}, or play with --agent shell, which needs none.",
+            f"Set {KEYS[agent]}, or play with --agent shell, which needs none.",
         )
     if wanted == "local":
         return "local"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.llm import Script, ScriptedLlm
 
 ROOT = Path(__file__).parents[2]
 
@@ -202,6 +205,41 @@ def test_the_demo_ended_in_the_middle_leaves_nothing_behind(tmp_path: Path) -> N
         process.kill()
         process.wait()
     assert _leftovers() == before
+
+
+@pytest.mark.cli
+@pytest.mark.timeout(300)
+async def test_the_demo_with_a_real_agent(tmp_path: Path) -> None:
+    """`make demo AGENT=claude`, with a scripted model where the provider would be."""
+    path = "/workspace/repo/hello/farewell.py"
+    code = 'def farewell(name):\n    return f"Goodbye, {name}!"\n'
+    script = Script.of(
+        [
+            {"calls": [{"name": "Write", "input": {"file_path": path, "content": code}}]},
+            {"text": '<result>{"status": "done", "title": "Say goodbye", "summary": "Added it."}</result>'},
+        ],
+        follow="conversation",
+    )
+    async with ScriptedLlm(script) as llm:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "bot", "demo", "--agent", "claude"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+            env=dict(os.environ)
+            | {
+                "PYTHONPATH": str(ROOT),
+                "ANTHROPIC_API_KEY": "sk-ant-demo-key",
+                "ANTHROPIC_BASE_URL": llm.url,
+            },
+        )
+        out, _ = await process.communicate()
+        text = out.decode()
+        assert process.returncode == 0, text
+        assert "pull request #2 was opened: “Say goodbye”" in text
+        assert "+def farewell(name):" in text
+        # the provider got the key, the container never had it
+        assert {request.headers.get("x-api-key") for request in llm.requests} == {"sk-ant-demo-key"}
 
 
 def test_the_demo_asks_for_a_key(tmp_path: Path) -> None:
