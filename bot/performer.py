@@ -65,8 +65,8 @@ TURN = 1
 
 #: Configuration of agent CLIs that a pull request must not bring along: it is taken from the base branch.
 AGENT_FILES = (
-    ".claude", ".mcp.json", ".claude.json", "CLAUDE.md", "CLAUDE.local.md", "AGENTS.md", "AGENTS.override.md",
-    "GEMINI.md", ".gemini", ".codex", ".cursor", ".gitmodules", ".husky", ".ripgreprc",
+    ".claude", "**/.claude/**", ".mcp.json", ".claude.json", "**/CLAUDE.md", "**/CLAUDE.local.md", "**/AGENTS.md",
+    "**/AGENTS.override.md", "**/GEMINI.md", ".gemini", ".codex", ".cursor", ".gitmodules", ".husky", ".ripgreprc",
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ STORIES = sorted((Path(__file__).parent / "stories").glob("*.yml"))
 KNOWN = {"story", "runner", "settings", "llm", "when", "then"}
 KNOWN_THEN = {
     "job", "jobs", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
-    "comment", "no comment", "check", "check on head", "reactions", "tokens", "cost", "llm requests", "llm saw",
+    "comment", "no comment", "check", "check on head", "reactions", "tokens", "cost", "llm requests", "llm saw", "llm never saw",
 }  # fmt: skip
 
 
@@ -127,6 +127,10 @@ class Teller:
                 assert job.usage.cost == pytest.approx(then["cost"], abs=1e-9)
             if "llm requests" in then:
                 assert job.usage.requests == then["llm requests"]
+        if "llm never saw" in then:
+            assert box.llm is not None
+            said = "".join(request.text for request in box.llm.requests)
+            assert not [part for part in _list(then["llm never saw"]) if part in said]
         if "llm saw" in then:
             assert box.llm is not None
             last = box.llm.requests[-1].text
