@@ -107,7 +107,12 @@ class Publisher:
         # written before the push: after a crash we know which commit to look for
         await self._store.note(job.id, fence=attempt.fence, head_sha=sha, summary=job.summary)
         job = job.evolve(head_sha=sha)
-        await self._push(job, attempt, repository, sha)
+        try:
+            await self._push(job, attempt, repository, sha)
+        except JobFailed:
+            # refused for good: nobody is to look for that commit
+            await self._store.note(job.id, fence=attempt.fence, head_sha=None)
+            raise
         if job.target is TargetKind.issue:
             await self._store.check_fence(job.id, attempt.fence)
             number = await self._reporter.pull_request(

@@ -1,9 +1,7 @@
 """Stories as data: what people do, and what must be so afterwards. One YAML file each, in ``stories/``.
 
-Keys: ``story`` (a sentence), ``runner`` (local or docker), ``settings``, ``llm`` (a script),
-``when`` (acts in order), ``then`` (what is expected). An act is one of: ``{as, opens: {title, body}}``,
-``{as, labels}``, ``{as, unlabels}``, ``{as, writes}``, ``{wait: ended|running}``, ``{as, pushes: {branch, files}}``,
-``{as, opens pull: {branch, title, files}}``.
+Keys: ``story`` (a sentence), ``runner`` (local or docker), ``settings``, ``llm`` (a script), ``when`` (acts in order)
+and ``then`` (what is expected). An act is ``{as: WHO, VERB: WHAT}`` or ``{wait: …}``; `Teller.act` lists them.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bot.model import Job, JobState
+from bot.model import Job, JobState, Phase
 from tests.llm import Script
 from tests.scenarios.world import REPO, World, world
 
@@ -100,6 +98,10 @@ class Teller:
         elif what == "running":
             async with asyncio.timeout(120):
                 while (await self.box.job(self.number, nth=nth)).state is not JobState.running:
+                    await asyncio.sleep(0.05)
+        elif what == "agent works":
+            async with asyncio.timeout(120):
+                while (await self.box.job(self.number, nth=nth)).phase is not Phase.agent:
                     await asyncio.sleep(0.05)
         elif what == "settled":
             await self.box.github.deliveries_settled()
