@@ -350,7 +350,7 @@ async def test_git_is_killed_with_all_that_it_started(tmp_path: Path):
     with pytest.raises(GitTimeout, match="no end after 1 seconds"):
         await git("-c", f"alias.hang={script}", "hang", timeout=1)
     pid = int(pids.read_text())
-    assert not _alive(pid)
+    await _gone(pid)
 
 
 async def test_a_cancelled_git_is_gone(tmp_path: Path):
@@ -363,7 +363,7 @@ async def test_a_cancelled_git_is_gone(tmp_path: Path):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert not _alive(pid)
+    await _gone(pid)
 
 
 async def test_too_much_output_is_an_error():
@@ -381,7 +381,7 @@ async def test_a_stream_that_is_left_early_is_killed(tmp_path: Path):
     pid = int(await asyncio.to_thread(fifo.read_text))
     assert (await reading).startswith(b"y\n")
     await output.aclose()
-    assert not _alive(pid)
+    await _gone(pid)
 
 
 async def test_a_stream_ends_at_the_time_limit(tmp_path: Path):
@@ -441,6 +441,13 @@ def test_only_what_git_needs_is_inherited(monkeypatch: pytest.MonkeyPatch):
 def test_words_that_we_do_not_know_stay_an_infrastructure_error():
     error = GitError("fetch", 128, "fatal: something new")
     assert remote_failure(error, Phase.workspace, "did nothing") is error
+
+
+async def _gone(pid: int) -> None:
+    """Return when the process is dead: a grandchild of ours, so the kernel may take a moment after its kill."""
+    async with asyncio.timeout(10):
+        while _alive(pid):
+            await asyncio.sleep(0.01)
 
 
 def _alive(pid: int) -> bool:

@@ -21,7 +21,8 @@ STORIES = sorted((Path(__file__).parent / "stories").glob("*.yml"))
 KNOWN = {"story", "runner", "settings", "llm", "when", "then"}
 KNOWN_THEN = {
     "job", "jobs", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
-    "comment", "no comment", "check", "check on head", "reactions", "tokens", "cost", "llm requests", "llm saw", "llm never saw",
+    "comment", "no comment", "check", "reactions", "tokens", "cost", "llm requests",
+    "llm saw", "llm never saw",
 }  # fmt: skip
 
 
@@ -104,8 +105,7 @@ class Teller:
                 while (await self.box.job(self.number, nth=nth)).phase is not Phase.agent:
                     await asyncio.sleep(0.05)
         elif what == "settled":
-            await self.box.github.deliveries_settled()
-            await asyncio.sleep(0.5)  # nothing is expected to happen: give it the time to happen
+            await self.box.dealt_with()
         else:
             raise ValueError(what)
 

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import func, select
+
 from bot.config import Settings, fixed_settings
 from bot.database import create_engine
 from bot.embedded_redis import EmbeddedRedis
 from bot.model import Job
 from bot.redact import Redactor
 from bot.sandbox.sandbox import Sandbox
+from bot.schema import deliveries
 from bot.server import server
 from bot.store import Store
 from bot.worker import worker
@@ -70,6 +73,18 @@ class World:
         except TimeoutError:
             shown = [(job.id, str(job.state), job.phase, job.message) for job in jobs]
             raise AssertionError(f"#{number} did not get there; its jobs are {shown}") from None
+
+    async def dealt_with(self) -> None:
+        """Return when everything that GitHub delivered so far was dealt with by the handlers."""
+        await self.github.deliveries_settled()
+        waiting = select(func.count()).where(deliveries.c.state == "received")
+        async with asyncio.timeout(60):
+            while True:
+                async with self.store.engine.connect() as connection:
+                    if (await connection.execute(waiting)).scalar_one() == 0:
+                        break
+                await asyncio.sleep(LOOK_INTERVAL)
+        await self.github.deliveries_settled()  # what the answers caused
 
     def stickies(self, number: int) -> list[str]:
         """Bodies of the bot's comments about jobs."""
