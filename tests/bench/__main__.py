@@ -162,17 +162,17 @@ def number(value: float) -> str:
 def show(results: list[Result], absent: dict[str, str]) -> str:
     """The table, in Markdown."""
     rows = [SHOWN, tuple("---" for _ in SHOWN)]
-    for row in results:
-        rows.append(
-            (
-                row.name,
-                f"{row.baseline}: {number(row.baseline_value)} {row.unit}",
-                f"{number(row.value)} {row.unit}",
-                f"{row.ratio:.2f}" if row.ratio >= 0.1 else f"{row.ratio:.3f}",
-                row.aim or "-",
-                {True: "yes", False: "NO", None: "-"}[row.met],
-            )
+    rows += [
+        (
+            row.name,
+            f"{row.baseline}: {number(row.baseline_value)} {row.unit}",
+            f"{number(row.value)} {row.unit}",
+            f"{row.ratio:.2f}" if row.ratio >= 0.1 else f"{row.ratio:.3f}",
+            row.aim or "-",
+            {True: "yes", False: "NO", None: "-"}[row.met],
         )
+        for row in results
+    ]
     rows += [(name, f"not available: {reason}", "", "", "", "-") for name, reason in absent.items()]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     notes = [f"- {row.name}: {row.note}" for row in results if row.note]

