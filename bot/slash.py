@@ -20,7 +20,7 @@ _NOT_COMMANDS = frozenset({"fence", "code_block", "blockquote_open", "html_block
 #: Words of the grammar that this version does not serve: they must not be taken for the text of a `run`,
 #: which would change code where somebody asked for, say, a plan.
 RESERVED = frozenset(
-    {"approve", "ask", "deny", "fix", "job", "logs", "plan", "reject", "resume", "review", "tell"}
+    {"approve", "ask", "deny", "job", "logs", "plan", "reject", "resume", "review", "tell"}
 )
 
 
