@@ -56,6 +56,7 @@ class Conductor:
         agent = request.agent or self.settings.default_agent
         job_id = job_id_for(request.trigger.delivery_id, ordinal)
         job = await self.store.job(job_id)  # a repeated trigger: go on where the first time ended
+        fresh = False
         if job is None:
             facts = await self._facts.about(request, is_open=is_open)
             decision = decide(self.rules, facts, agent=agent, timeout=request.timeout, base=request.base)
@@ -63,15 +64,16 @@ class Conductor:
                 await self._refuse(request.repo, request.number, request.trigger, decision)
                 return None
             job = _new_job(job_id, request, agent, self.settings)
-            if not await self.store.add_job(job):
+            fresh = await self.store.add_job(job)
+            if not fresh:
                 job = await self.store.job(job_id) or job
             else:
                 log.info("job accepted", agent=agent, by=request.trigger.actor.login, **job.log_context())
         if job.state is JobState.queued:
-            # answered before it is offered to the workers, so that two processes never write the first comment
-            await self._best_effort(self.reporter.acknowledge(job), job)
-            await self._best_effort(self.reporter.sticky(job), job)
+            # before it is offered to the workers, so that two processes never write the first comment
+            await self._best_effort(self.reporter.sticky(job, fresh=fresh), job)
             await self.offer(job)
+            await self._best_effort(self.reporter.acknowledge(job), job)
         return job
 
     async def offer(self, job: Job) -> None:

@@ -136,6 +136,7 @@ class _Attempt:
         self.transcript = Transcript()
         self.recent: list[str] = []
         self.progress = Progress()
+        self.image: asyncio.Task[str] | None = None
 
     # --- the story
 
@@ -220,6 +221,8 @@ class _Attempt:
             await host.gateway.open(desk)
             return desk
         await self._enter(Phase.workspace)
+        # neither needs the other
+        self.image = asyncio.create_task(host.images.ensure(self.agent), name=f"image {self.agent.name}")
         mirror = await self._fetch()
         desk = self.desk = Desk.create(self.directory, attempt_id=self.attempt.id, mirror=mirror)
         await quarantine.create(desk.quarantine, mirror, max_input_bytes=host.settings.max_push_bytes)
@@ -259,12 +262,14 @@ class _Attempt:
     async def _run_turn(self, desk: Desk) -> Outcome | None:
         """Start (or find) the container, give the turn, wait. None: the job was ended from outside."""
         host = self.host
-        handles = {handle.attempt_id: handle for handle in await host.runner.list()}
-        found = handles.get(self.attempt.id)
+        found = None
+        if self.attempt.state is not AttemptState.starting:
+            handles = {handle.attempt_id: handle for handle in await host.runner.list()}
+            found = handles.get(self.attempt.id)
         if found is None:
             await self._enter(Phase.image)
             try:
-                image = await host.images.ensure(self.agent)
+                image = await (self.image or host.images.ensure(self.agent))
             except ImageBuildFailed as error:
                 raise JobFailed(
                     Phase.image, FailureKind.infrastructure, f"{error.message}\n\n{error.tail}", error.hint
@@ -461,6 +466,9 @@ class _Attempt:
     async def leave(self) -> None:
         """Close what this process holds open; nothing is removed."""
         await self.progress.close("sticky", "check", "started")
+        if self.image is not None:
+            self.image.cancel()
+            await asyncio.gather(self.image, return_exceptions=True)
         if self.desk is not None:
             await self.host.gateway.close(self.attempt.id)
             self.desk.close()

@@ -19,8 +19,9 @@ log = structlog.get_logger(__name__)
 
 Handle = Callable[[Delivery], Awaitable[None]]
 
-#: Seconds before a delivery that could not be dealt with is tried again; after the last one it is given up.
-RETRY_DELAYS = (1.0, 5.0, 30.0, 120.0)
+#: Seconds before a delivery that could not be dealt with is tried again; after the last one it is given up. Together
+#: some three hours: a longer outage of GitHub than any that this is meant to outlast quietly.
+RETRY_DELAYS = (1.0, 5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 3600.0)
 AT_ONCE = 16  # deliveries dealt with at the same time
 HANDLE_LIMIT = 300.0  # seconds for one try
 DRAIN_TIMEOUT = 20.0  # seconds for those in hand when the server stops

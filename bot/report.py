@@ -48,8 +48,8 @@ class Reporter:
         """👀 on the command or the issue: seen."""
         await self.react(job.repo, job.number, job.trigger, "eyes")
 
-    async def sticky(self, job: Job, *, progress: Sequence[str] = ()) -> None:
-        """Create or edit the job's one comment, and remember its id."""
+    async def sticky(self, job: Job, *, progress: Sequence[str] = (), fresh: bool = False) -> None:
+        """Create or edit the job's one comment, and remember its id. ``fresh``: there cannot be one yet."""
         position = await self._store.queue_position(job) if job.state is JobState.queued else 0
         body = self._clean(
             render(
@@ -62,9 +62,11 @@ class Reporter:
                 took=_took(job),
             )
         )
-        comment_id = await self._upsert_comment(
-            job.repo, job.number, marker("job", job.id), body, known=job.comment_id
-        )
+        mark = marker("job", job.id)
+        if fresh:
+            comment_id = await self._create_comment(self._client(job.repo), job.repo, job.number, body)
+        else:
+            comment_id = await self._upsert_comment(job.repo, job.number, mark, body, known=job.comment_id)
         if comment_id != job.comment_id:
             await self._store.note(job.id, comment_id=comment_id)
 
@@ -191,10 +193,11 @@ class Reporter:
                 log.info("our comment was deleted; writing a new one", comment=known)
             else:
                 return known
-        created = await client.post(
-            self._path(repo, "/issues/{number}/comments", number=number), data={"body": body}
-        )
-        return int(created["id"])
+        return await self._create_comment(client, repo, number, body)
+
+    async def _create_comment(self, client: GitHubClient, repo: Repo, number: int, body: str) -> int:
+        url = self._path(repo, "/issues/{number}/comments", number=number)
+        return int((await client.post(url, data={"body": body}))["id"])
 
     async def _find_comment(self, client: GitHubClient, repo: Repo, number: int, mark: str) -> int | None:
         me = (await self._github.identity()).user_id

@@ -19,9 +19,7 @@ _COMMAND = re.compile(r"^/agent(?=\s|$)[ \t]*(.*)$")
 _NOT_COMMANDS = frozenset({"fence", "code_block", "blockquote_open", "html_block"})
 #: Words of the grammar that this version does not serve: they must not be taken for the text of a `run`,
 #: which would change code where somebody asked for, say, a plan.
-RESERVED = frozenset(
-    {"approve", "ask", "deny", "job", "logs", "plan", "reject", "resume", "review", "tell"}
-)
+RESERVED = frozenset({"approve", "ask", "deny", "job", "logs", "plan", "reject", "resume", "review", "tell"})
 
 
 @dataclass(frozen=True, kw_only=True)
