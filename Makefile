@@ -6,8 +6,9 @@ AGENT ?= shell
 RUNNER ?= auto
 PYTEST ?=
 BIN := .venv/bin
-# Tests create many files; memory is faster than a disk. Nothing is kept there.
-TEST_TMP := $(shell [ -d /dev/shm ] && [ -w /dev/shm ] && echo /dev/shm || echo $${TMPDIR:-/tmp})
+# Tests create many files; memory is faster than a disk, where there is enough of it. Nothing is kept there.
+TEST_TMP := $(shell free=$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1); \
+	[ -w /dev/shm ] && [ "$${free:-0}" -gt 4000000 ] && echo /dev/shm || echo $${TMPDIR:-/tmp})
 
 .PHONY: help
 help: ## Show this list

