@@ -43,7 +43,3 @@ class JobFailed(ConductorError):
         super().__init__(message, hint)
         self.phase = phase
         self.kind = kind
-
-
-class Refused(ConductorError):
-    """Policy says no; the message is what the asker is told."""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Table, and_, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Table, and_, exists, func, insert, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -69,7 +69,7 @@ class Store:
 
     async def recent_jobs(self, limit: int = 50) -> list[Job]:
         """The newest jobs."""
-        return (await self._jobs(jobs.c.id.is_not(None), limit))[:limit]
+        return await self._jobs(true(), limit)
 
     async def queue_position(self, job: Job) -> int:
         """How many queued jobs were accepted before this one."""
