@@ -10,62 +10,38 @@ import asyncio
 import json
 import os
 import platform
-import re
 import shutil
 import signal
-import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
-from bot.config import fixed_settings
 from bot.model import FailureKind, Usage
-from bot.ports import Agent, AgentEvent, Command, Turn
-from bot.results import Transcript, Verdict, judge
+from bot.ports import Command, Turn
+from bot.results import judge
 from runners.agents.registry import agent
-from runners.gateway.llm import LlmProxy
+from tests.cli_world import DONE, KEY, TOKEN, keep, npm, provided, world
 from tests.llm import Script, ScriptedLlm
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(400)]  # with both installations
 
-KEY = "sk-real-key-0123456789"
-TOKEN = "attempt-token-abcdef"
 MODELS = {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"}
-PRICES = {"gpt-5.5": {"input": 2, "output": 10, "cached": 0.5}}
 PACKAGES = {"claude": "@anthropic-ai/claude-code", "codex": "@openai/codex"}
 MACHINE = {"x86_64": ("x64", "x86_64"), "aarch64": ("arm64", "aarch64")}
-DONE = '<result>{"status": "done", "title": "Add a note", "summary": "Wrote note.txt"}</result>'
 
 
 def installed(name: str) -> Path:
     """The agent's native binary, installed when it is not yet there."""
-    tool = agent(name)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent-conductor" / "clis"
-    folder = cache / f"{name}-{tool.version}"
+    version = agent(name).version
     short, long = MACHINE[platform.machine()]
-    modules = folder / "node_modules"
-    binary = {
+    modules = provided(name, version, npm(PACKAGES[name], version)) / "node_modules"
+    return {
         "claude": modules / "@anthropic-ai/claude-code/bin/claude.exe",
         "codex": modules / f"@openai/codex-linux-{short}/vendor/{long}-unknown-linux-musl/bin/codex",
     }[name]
-    if not binary.exists():
-        if shutil.which("npm") is None:
-            pytest.skip(f"{name} {tool.version} is not installed and there is no npm to install it")
-        building = cache / f"{name}-{uuid.uuid4().hex}"
-        building.mkdir(parents=True)
-        wanted = f"{PACKAGES[name]}@{tool.version}"
-        argv = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(building), wanted]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=170, check=False)
-        assert done.returncode == 0, done.stderr
-        if not folder.exists():
-            building.rename(folder)
-    return binary
 
 
 @pytest.fixture(scope="module")
@@ -75,132 +51,6 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name in PACKAGES:
         (folder / name).symlink_to(installed(name))
     return folder
-
-
-class Ledger:
-    def __init__(self) -> None:
-        self.total = Usage()
-        self.models: set[str] = set()
-
-    def add_usage(self, model: str, usage: Usage) -> None:
-        self.total += usage
-        self.models.add(model)
-
-
-@dataclass
-class Outcome:
-    exit_code: int | None
-    signal: int | None
-    lines: list[str]
-    stderr: str
-    events: list[AgentEvent]
-    transcript: Transcript
-
-    def judge(self, *, changed: bool = True) -> Verdict:
-        return judge(self.transcript, exit_code=self.exit_code, signal=self.signal, changed=changed)
-
-
-class World:
-    """What an attempt's container has: a home, a repository, and the gateway."""
-
-    def __init__(self, root: Path, binaries: Path, gateway: str, ledger: Ledger) -> None:
-        self.home, self.repo = root / "home", root / "repo"
-        self.binaries, self.gateway, self.ledger = binaries, gateway, ledger
-        self.tokens_seen: set[str] = set()
-        for folder in (self.home, self.repo):
-            folder.mkdir(exist_ok=True)
-
-    def prepare(self, tool: Agent, turn: Turn) -> Command:
-        """What the shim does with a command before it starts it."""
-        command = tool.command(turn, gateway="{gateway}", token=TOKEN)
-
-        def filled(text: str) -> str:
-            return text.replace("{gateway}", self.gateway)
-
-        for path, text in command.files.items():
-            target = self.home / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(filled(text))
-        return Command(
-            argv=[filled(argument) for argument in command.argv],
-            stdin=command.stdin,
-            env={name: filled(value) for name, value in command.env.items()},
-        )
-
-    async def start(self, command: Command) -> asyncio.subprocess.Process:
-        env = {
-            "PATH": f"{self.binaries}:/usr/local/bin:/usr/bin:/bin",
-            "HOME": str(self.home),
-            "TMPDIR": str(self.home),
-            **command.env,
-            # as the image's unprivileged user these run without; some test machines only have root
-            **({"IS_SANDBOX": "1"} if os.geteuid() == 0 else {}),
-        }
-        process = await asyncio.create_subprocess_exec(
-            *command.argv,
-            cwd=self.repo,
-            env=env,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            limit=16 * 2**20,
-        )
-        assert process.stdin is not None
-        process.stdin.write(command.stdin.encode())
-        await process.stdin.drain()
-        process.stdin.close()
-        return process
-
-    async def finish(self, tool: Agent, process: asyncio.subprocess.Process) -> Outcome:
-        stdout, stderr = await process.communicate()
-        lines = stdout.decode().splitlines()
-        events = [event for line in lines for event in tool.read(line)]
-        assert process.returncode is not None
-        code = process.returncode
-        return Outcome(
-            exit_code=code if code >= 0 else None,
-            signal=-code if code < 0 else None,
-            lines=lines,
-            stderr=stderr.decode(),
-            events=events,
-            transcript=Transcript(events),
-        )
-
-    async def run(self, tool: Agent, turn: Turn, **env: str) -> Outcome:
-        command = self.prepare(tool, turn)
-        command = Command(argv=command.argv, stdin=command.stdin, env={**command.env, **env})
-        return await self.finish(tool, await self.start(command))
-
-
-@asynccontextmanager
-async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) -> AsyncIterator[World]:
-    values = {
-        "llm_anthropic_url": upstream,
-        "llm_openai_url": f"{upstream}/v1",
-        "llm_anthropic_key": KEY,
-        "llm_openai_key": KEY,
-        "prices": PRICES,
-    }
-    proxy, ledger = LlmProxy(fixed_settings(**(values | settings))), Ledger()
-    seen: set[str] = set()
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        seen.add(request.headers.get("x-api-key") or request.headers["Authorization"].removeprefix("Bearer "))
-        return await proxy.serve(request, ledger, request.path_qs.removeprefix("/llm/"))
-
-    app = web.Application()
-    app.router.add_route("*", "/llm/{tail:.*}", handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        made = World(tmp_path, binaries, f"http://127.0.0.1:{runner.addresses[0][1]}", ledger)
-        made.tokens_seen = seen
-        yield made
-    finally:
-        await proxy.close()
-        await runner.cleanup()
 
 
 def turn(name: str, **changes: Any) -> Turn:
@@ -232,24 +82,6 @@ def runs(name: str, command: str) -> dict[str, Any]:
     if name == "claude":
         return {"calls": [{"name": "Bash", "input": {"command": command, "description": "run"}}]}
     return {"calls": [{"name": "exec_command", "input": {"cmd": command, "login": False}}]}
-
-
-def keep(name: str, outcome: Outcome, made: World) -> None:
-    """With CAPTURE_TRANSCRIPTS set to a folder: write the output there, without this machine's paths."""
-    folder = os.environ.get("CAPTURE_TRANSCRIPTS")
-    if folder:
-        text = "\n".join(outcome.lines) + "\n"
-        for path, shown in (
-            (made.repo, "/workspace/repo"),
-            (made.home, "/home/agent"),
-            (made.repo.parent, "/workspace"),
-            (re.sub("[^A-Za-z0-9]", "-", str(made.repo)), "-workspace-repo"),  # a folder's name of Claude's
-            (made.gateway, "http://127.0.0.1:8080"),
-        ):
-            text = text.replace(str(path), shown)
-        target = Path(folder) / f"{name}.jsonl"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text)
 
 
 @pytest.mark.parametrize("name", ["claude", "codex"])

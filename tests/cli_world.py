@@ -1,0 +1,196 @@
+"""What the tests of the real agent CLIs share: an attempt's home, repository and gateway, without its container."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from bot.config import fixed_settings
+from bot.model import Usage
+from bot.ports import Agent, AgentEvent, Command, Turn
+from bot.results import Transcript, Verdict, judge
+from runners.gateway.llm import LlmProxy
+
+KEY = "sk-real-key-0123456789"
+TOKEN = "attempt-token-abcdef"
+PRICES = {"gpt-5.5": {"input": 2, "output": 10, "cached": 0.5}}
+DONE = '<result>{"status": "done", "title": "Add a note", "summary": "Wrote note.txt"}</result>'
+
+
+def provided(name: str, version: str, install: Callable[[Path], Sequence[str]]) -> Path:
+    """The folder with the CLI ``name``, below $XDG_CACHE_HOME; ``install`` tells how it is put into a new one."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agent-conductor" / "clis"
+    folder = cache / f"{name}-{version}"
+    if not folder.exists():
+        building = cache / f"{name}-{uuid.uuid4().hex}"
+        building.mkdir(parents=True)
+        argv = install(building)
+        if shutil.which(argv[0]) is None:
+            pytest.skip(f"{name} {version} is not installed and there is no {argv[0]} to install it")
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        if not folder.exists():
+            building.rename(folder)
+    return folder
+
+
+def npm(package: str, version: str) -> Callable[[Path], Sequence[str]]:
+    """How a package is installed with npm."""
+    wanted = f"{package}@{version}"
+    return lambda folder: ("npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), wanted)
+
+
+class Ledger:
+    def __init__(self) -> None:
+        self.total = Usage()
+        self.models: set[str] = set()
+
+    def add_usage(self, model: str, usage: Usage) -> None:
+        self.total += usage
+        self.models.add(model)
+
+
+@dataclass
+class Outcome:
+    exit_code: int | None
+    signal: int | None
+    lines: list[str]
+    stderr: str
+    events: list[AgentEvent]
+    transcript: Transcript
+
+    def judge(self, *, changed: bool = True) -> Verdict:
+        return judge(self.transcript, exit_code=self.exit_code, signal=self.signal, changed=changed)
+
+
+class World:
+    """What an attempt's container has: a home, a repository, and the gateway."""
+
+    def __init__(self, root: Path, binaries: Path, gateway: str, ledger: Ledger) -> None:
+        self.home, self.repo = root / "home", root / "repo"
+        self.binaries, self.gateway, self.ledger = binaries, gateway, ledger
+        self.tokens_seen: set[str] = set()
+        for folder in (self.home, self.repo):
+            folder.mkdir(exist_ok=True)
+
+    def prepare(self, tool: Agent, turn: Turn) -> Command:
+        """What the shim does with a command before it starts it."""
+        command = tool.command(turn, gateway="{gateway}", token=TOKEN)
+
+        def filled(text: str) -> str:
+            return text.replace("{gateway}", self.gateway)
+
+        for path, text in command.files.items():
+            target = self.home / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(filled(text))
+        return Command(
+            argv=[filled(argument) for argument in command.argv],
+            stdin=command.stdin,
+            env={name: filled(value) for name, value in command.env.items()},
+        )
+
+    async def start(self, command: Command) -> asyncio.subprocess.Process:
+        env = {
+            "PATH": f"{self.binaries}:/usr/local/bin:/usr/bin:/bin",
+            "HOME": str(self.home),
+            "TMPDIR": str(self.home),
+            **command.env,
+            # as the image's unprivileged user these run without; some test machines only have root
+            **({"IS_SANDBOX": "1"} if os.geteuid() == 0 else {}),
+        }
+        process = await asyncio.create_subprocess_exec(
+            *command.argv,
+            cwd=self.repo,
+            env=env,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=16 * 2**20,
+        )
+        assert process.stdin is not None
+        process.stdin.write(command.stdin.encode())
+        await process.stdin.drain()
+        process.stdin.close()
+        return process
+
+    async def finish(self, tool: Agent, process: asyncio.subprocess.Process) -> Outcome:
+        stdout, stderr = await process.communicate()
+        lines = stdout.decode().splitlines()
+        events = [event for line in lines for event in tool.read(line)]
+        assert process.returncode is not None
+        code = process.returncode
+        return Outcome(
+            exit_code=code if code >= 0 else None,
+            signal=-code if code < 0 else None,
+            lines=lines,
+            stderr=stderr.decode(),
+            events=events,
+            transcript=Transcript(events),
+        )
+
+    async def run(self, tool: Agent, turn: Turn, **env: str) -> Outcome:
+        command = self.prepare(tool, turn)
+        command = Command(argv=command.argv, stdin=command.stdin, env={**command.env, **env})
+        return await self.finish(tool, await self.start(command))
+
+
+@asynccontextmanager
+async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) -> AsyncIterator[World]:
+    values = {
+        "llm_anthropic_url": upstream,
+        "llm_openai_url": f"{upstream}/v1",
+        "llm_anthropic_key": KEY,
+        "llm_openai_key": KEY,
+        "prices": PRICES,
+    }
+    proxy, ledger = LlmProxy(fixed_settings(**(values | settings))), Ledger()
+    seen: set[str] = set()
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        seen.add(request.headers.get("x-api-key") or request.headers["Authorization"].removeprefix("Bearer "))
+        return await proxy.serve(request, ledger, request.path_qs.removeprefix("/llm/"))
+
+    app = web.Application()
+    app.router.add_route("*", "/llm/{tail:.*}", handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        made = World(tmp_path, binaries, f"http://127.0.0.1:{runner.addresses[0][1]}", ledger)
+        made.tokens_seen = seen
+        yield made
+    finally:
+        await proxy.close()
+        await runner.cleanup()
+
+
+def keep(name: str, outcome: Outcome, made: World) -> None:
+    """With CAPTURE_TRANSCRIPTS set to a folder: write the output there, without this machine's paths."""
+    folder = os.environ.get("CAPTURE_TRANSCRIPTS")
+    if folder:
+        text = "\n".join(outcome.lines) + "\n"
+        for path, shown in (
+            (made.repo, "/workspace/repo"),
+            (made.home, "/home/agent"),
+            (made.repo.parent, "/workspace"),
+            (re.sub("[^A-Za-z0-9]", "-", str(made.repo)), "-workspace-repo"),  # a folder's name of Claude's
+            (made.gateway, "http://127.0.0.1:8080"),
+        ):
+            text = text.replace(str(path), shown)
+        target = Path(folder) / f"{name}.jsonl"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text)
