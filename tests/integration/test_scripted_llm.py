@@ -92,6 +92,58 @@ async def test_gate_holds_an_answer_back() -> None:
             assert (await answer.json())["content"] == [{"type": "text", "text": "a"}]
 
 
+GEMINI_TOOLS = {"tools": [{"functionDeclarations": [{"name": "write_file"}]}]}
+
+
+async def test_gemini_answers_as_a_stream_as_an_array_and_as_one_document() -> None:
+    turn = {"text": "I write.", "calls": [{"name": "write_file", "input": {"a": 1}}], "usage": {"cached": 7}}
+    call = {"functionCall": {"name": "write_file", "args": {"a": 1}}}
+    model = "/v1beta/models/gemini-2.5-pro"
+    async with ScriptedLlm(Script.of([{**turn, "times": 3}])) as llm, aiohttp.ClientSession() as client:
+        async with client.post(
+            f"{llm.url}{model}:streamGenerateContent?alt=sse", json=GEMINI_TOOLS
+        ) as answer:
+            lines = [line for line in (await answer.text()).splitlines() if line]
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+        async with client.post(f"{llm.url}{model}:streamGenerateContent", json=GEMINI_TOOLS) as answer:
+            assert len(await answer.json()) == len(chunks)
+        async with client.post(f"{llm.url}{model}:generateContent", json=GEMINI_TOOLS) as answer:
+            whole = await answer.json()
+        async with client.post(f"{llm.url}{model}:countTokens", json=GEMINI_TOOLS) as answer:
+            assert (await answer.json())["totalTokens"] > 0
+        async with client.get(f"{llm.url}/v1beta/models") as answer:
+            assert (await answer.json())["models"]
+    parts = [part for chunk in chunks for part in chunk["candidates"][0]["content"]["parts"]]
+    assert "".join(part.get("text", "") for part in parts) == "I write."
+    assert call in parts
+    assert whole["candidates"][0]["content"]["parts"] == [{"text": "I write."}, call]
+    counted = {"promptTokenCount": 107, "candidatesTokenCount": 20, "cachedContentTokenCount": 7}
+    for usage in (whole["usageMetadata"], chunks[-1]["usageMetadata"]):
+        assert {key: usage[key] for key in counted} == counted
+    assert {chunk["modelVersion"] for chunk in chunks} == {"gemini-2.5-pro"}
+    assert [request.protocol for request in llm.requests] == [*["gemini"] * 3, "count_tokens", "models"]
+
+
+async def test_gemini_errors_look_like_googles() -> None:
+    error = {"status": 429, "message": "slow down", "details": [{"retryDelay": "1s"}]}
+    async with ScriptedLlm(Script.of([{"error": error}])) as llm, aiohttp.ClientSession() as client:
+        url = f"{llm.url}/v1beta/models/m:generateContent"
+        async with client.post(url, json=GEMINI_TOOLS) as answer:
+            assert answer.status == 429
+            assert (await answer.json())["error"] == {
+                "code": 429,
+                "message": "slow down",
+                "status": "RESOURCE_EXHAUSTED",
+                "details": [{"retryDelay": "1s"}],
+            }
+
+
+def test_gemini_conversation_counts_the_models_turns() -> None:
+    player = Player(Script.of([{"text": "a"}, {"text": "b"}], follow="conversation"))
+    user, model = {"role": "user", "parts": []}, {"role": "model", "parts": []}
+    assert [ask(player, contents=[user]), ask(player, contents=[user, model, user])] == ["a", "b"]
+
+
 async def test_as_a_program(tmp_path: Path) -> None:
     script, log = tmp_path / "script.yaml", tmp_path / "log.jsonl"
     script.write_text("turns:\n  - text: in ${PLACE}\n    wait: go\n")

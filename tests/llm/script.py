@@ -153,8 +153,8 @@ def _has_tools(request: dict[str, Any]) -> bool:
 def spoken(request: dict[str, Any]) -> int:
     """How often the model has spoken in the conversation that ``request`` holds (runs of its messages)."""
     count, speaking = 0, False
-    for item in request.get("messages") or request.get("input") or []:
-        ours = item.get("role") == "assistant" or item.get("type") in (
+    for item in request.get("messages") or request.get("input") or request.get("contents") or []:
+        ours = item.get("role") in ("assistant", "model") or item.get("type") in (
             "function_call",
             "custom_tool_call",
             "reasoning",

@@ -15,7 +15,13 @@ from aiohttp import web
 from tests.llm import wire
 from tests.llm.script import Player, Script, Turn
 
-PROTOCOLS = {"/messages": "messages", "/responses": "responses", "/chat/completions": "chat"}
+PROTOCOLS = {
+    "/messages": "messages",
+    "/responses": "responses",
+    "/chat/completions": "chat",
+    ":generateContent": "gemini",
+    ":streamGenerateContent": "gemini",
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,7 @@ class Recorded:
     """One request, as it came. Header names are in lower case."""
 
     lane: str
-    protocol: str  # "messages", "responses", "chat", "count_tokens", "models" or "other"
+    protocol: str  # "messages", "responses", "chat", "gemini", "count_tokens", "models" or "other"
     method: str
     path: str
     headers: dict[str, str]
@@ -104,6 +110,12 @@ class ScriptedLlm:
         if request.method == "POST" and path.endswith("/count_tokens"):
             await self._record(request, lane, "count_tokens", body)
             return web.json_response({"input_tokens": max(1, len(raw) // 4)})
+        if request.method == "POST" and path.endswith(":countTokens"):
+            await self._record(request, lane, "count_tokens", body)
+            return web.json_response({"totalTokens": max(1, len(raw) // 4)})
+        if request.method == "GET" and path.endswith("/v1beta/models"):
+            await self._record(request, lane, "models", body)
+            return web.json_response({"models": [{"name": "models/scripted", "displayName": "Scripted"}]})
         if request.method == "GET" and path.endswith("/models"):
             await self._record(request, lane, "models", body)
             return web.json_response({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
@@ -127,15 +139,23 @@ class ScriptedLlm:
     async def _answer(
         self, request: web.Request, protocol: str, turn: Turn, body: dict[str, Any]
     ) -> web.StreamResponse:
-        model = body.get("model", "scripted")
-        if not body.get("stream"):
+        model, stream = body.get("model", "scripted"), bool(body.get("stream"))
+        if protocol == "gemini":  # it tells both in the path
+            model, _, method = request.path.rpartition("/")[2].partition(":")
+            stream = method == "streamGenerateContent"
+        if not stream:
             document = {
                 "messages": wire.messages_document,
                 "responses": wire.responses_document,
                 "chat": wire.chat_document,
+                "gemini": wire.gemini_document,
             }[protocol]
             return web.json_response(document(turn, model))
-        if protocol == "messages":
+        if protocol == "gemini":
+            events = wire.gemini_events(turn, model)
+            if request.query.get("alt") != "sse":  # then the stream is one JSON array
+                return web.json_response([data for _, data in events])
+        elif protocol == "messages":
             events = wire.messages_events(turn, model)
         elif protocol == "responses":
             events = wire.responses_events(turn, model)

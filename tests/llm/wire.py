@@ -22,6 +22,19 @@ ERROR_TYPES = {
 }
 
 
+#: https://ai.google.dev/gemini-api/docs/troubleshooting
+GOOGLE_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
 def new_id(prefix: str) -> str:
     return f"{prefix}_{uuid.uuid4().hex[:20]}"
 
@@ -29,6 +42,11 @@ def new_id(prefix: str) -> str:
 def error_body(protocol: str, error: dict[str, Any]) -> dict[str, Any]:
     kind = error.get("type") or ERROR_TYPES.get(error["status"], "api_error")
     message = error.get("message") or kind.replace("_", " ")
+    if protocol == "gemini":
+        # https://google.aip.dev/193; `details` is where Google says more, such as when to come back
+        status = error.get("type") or GOOGLE_STATUSES.get(error["status"], "UNKNOWN")
+        more = {"details": error["details"]} if "details" in error else {}
+        return {"error": {"code": error["status"], "message": message, "status": status, **more}}
     if protocol == "messages":
         return {"type": "error", "error": {"type": kind, "message": message}, "request_id": new_id("req")}
     return {"error": {"message": message, "type": kind, "code": error.get("code", kind), "param": None}}
@@ -222,3 +240,50 @@ def chat_events(turn: Turn, model: str, *, include_usage: bool) -> Iterator[Even
     if include_usage:
         yield None, {**frame, "choices": [], "usage": whole["usage"]}
     yield None, "[DONE]"
+
+
+# --- Gemini generateContent (https://ai.google.dev/api/generate-content) ------------------------------
+
+
+def gemini_document(turn: Turn, model: str) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"text": turn.text}] if turn.text else []
+    parts += [{"functionCall": {"name": call["name"], "args": call.get("input", {})}} for call in turn.calls]
+    tokens = turn.tokens
+    sent = tokens["input"] + tokens["cached"] + tokens["cache_write"]  # Google's count includes the cached
+    return {
+        "candidates": [{"content": {"parts": parts, "role": "model"}, "finishReason": "STOP", "index": 0}],
+        "usageMetadata": {
+            "promptTokenCount": sent,
+            "candidatesTokenCount": tokens["output"],
+            "totalTokenCount": sent + tokens["output"],
+            "promptTokensDetails": [{"modality": "TEXT", "tokenCount": sent}],
+            **({"cachedContentTokenCount": tokens["cached"]} if tokens["cached"] else {}),
+        },
+        "modelVersion": model,
+        "responseId": new_id("g"),
+    }
+
+
+def gemini_events(turn: Turn, model: str) -> Iterator[Event]:
+    """The text comes in two pieces, cut anywhere, as it does from the real one; the last event ends it."""
+    whole = gemini_document(turn, model)
+    usage = whole["usageMetadata"]
+    frame = {"modelVersion": model, "responseId": whole["responseId"]}
+
+    def chunk(part: dict[str, Any], *, last: bool = False) -> Event:
+        candidate = {"content": {"parts": [part], "role": "model"}, "index": 0}
+        # the counts so far: what went in is known at once, what came out only at the end
+        counts = usage if last else {"promptTokenCount": usage["promptTokenCount"]}
+        return None, {
+            "candidates": [{**candidate, "finishReason": "STOP"} if last else candidate],
+            "usageMetadata": counts,
+            **frame,
+        }
+
+    half = len(turn.text) // 2
+    yield chunk({"text": turn.text[:half]})
+    yield chunk({"text": turn.text[half:]})
+    for part in whole["candidates"][0]["content"]["parts"]:
+        if "functionCall" in part:
+            yield chunk(part)
+    yield chunk({"text": ""}, last=True)
