@@ -78,7 +78,10 @@ class FailureKind(enum.StrEnum):
     refused = "refused"  # a check refused to publish what the agent made
     conflict = "conflict"  # the branch moved under us
     infrastructure = "infrastructure"
-    budget = "budget"
+    budget = "budget"  # the money that the operator, the repository or the asker allows is spent
+    idle = "idle"  # no sign of life from the agent for too long
+    disk = "disk"  # the workspace grew over its limit
+    host = "host"  # the engine or the host was restarted, and the container with it
     configuration = "configuration"
 
 
@@ -145,6 +148,8 @@ class Request:
     timeout: int | None = None  # seconds
     base: str | None = None
     retry_of: str | None = None
+    budget: float | None = None  # US dollars, when the asker sets a limit of their own
+    go_on: bool = False  # with retry_of: from the work in progress that the other job left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +209,19 @@ class Job:
     started_at: datetime | None = None
     finished_at: datetime | None = None
     usage: Usage = dataclasses.field(default_factory=Usage)
+    thread_id: str = ""  # the conversation it belongs to: one job of it runs at a time
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # bot.repo_config.of() reads it
+    queue: str = ""  # the capabilities that its host must have, sorted and joined by "+"
+    priority: int = 0  # higher first: what a person waits for is above what a schedule started
+    budget: float | None = None  # US dollars, when the asker set a limit
+    go_on: bool = False  # starts from the work in progress of retry_of
+    question: str = ""  # paused: what the agent wants to know
+    asked_at: datetime | None = None
+    answer: str | None = None  # the words that start its next turn; None while nobody answered
+    answered_by: str | None = None
+    hibernated: bool = False  # paused without a container: any host may wake it up
+    held_back: str = ""  # the protected part of the change, as a patch for a human
+    blocked: Mapping[str, int] = dataclasses.field(default_factory=dict)  # "host:port" -> refused so often
 
     def evolve(self, **changes: Any) -> Job:
         """A copy with ``changes``."""
@@ -219,6 +237,7 @@ class AttemptState(enum.StrEnum):
 
     starting = "starting"  # claimed, its container is not running yet
     running = "running"  # its container runs
+    paused = "paused"  # its container is frozen, a human was asked
     publishing = "publishing"  # the agent is done; the result is on this host's disk
     ended = "ended"
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
 )
 
 
@@ -121,8 +123,46 @@ jobs = Table(
     Column("cache_write_tokens", BigInteger, nullable=False, default=0),
     Column("llm_requests", Integer, nullable=False, default=0),
     Column("cost", Float, default=0.0),
+    Column("thread_id", String(60), nullable=False, server_default=""),
+    Column("actor_id", BigInteger, nullable=False, server_default="0"),  # who asked, for limits
+    Column("config", JSON, nullable=False, server_default="{}"),
+    Column("queue", String(200), nullable=False, server_default=""),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    Column("budget", Float),
+    Column("go_on", Boolean, nullable=False, server_default=false()),
+    Column("question", Text, nullable=False, server_default=""),
+    Column("asked_at", UtcDateTime),
+    Column("answer", Text),
+    Column("answered_by", String(120)),
+    Column("hibernated", Boolean, nullable=False, server_default=false()),
+    Column("held_back", Text, nullable=False, server_default=""),
+    Column("blocked", JSON, nullable=False, server_default="{}"),
     Index("ix_jobs_state", "state"),
     Index("ix_jobs_repo_id_number", "repo_id", "number"),
+    Index("ix_jobs_thread_id", "thread_id"),
+)
+
+#: What every LLM call cost: budgets are sums over it.
+spend = Table(
+    "spend",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("job_id", String(40), nullable=False),
+    Column("attempt_id", String(60), nullable=False),
+    Column("thread_id", String(60), nullable=False),
+    Column("repo_id", BigInteger, nullable=False),
+    Column("actor_id", BigInteger, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("day", String(10), nullable=False),  # "2026-11-21", UTC
+    Column("model", String(200), nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("cache_write_tokens", BigInteger, nullable=False),
+    Column("cost", Float),  # None: the model has no known price
+    Index("ix_spend_job_id", "job_id"),
+    Index("ix_spend_thread_id", "thread_id"),
+    Index("ix_spend_day", "day"),
 )
 
 attempts = Table(

@@ -379,6 +379,9 @@ def _job_row(job: Job) -> dict[str, Any]:
         "repo_name": job.repo.name,
         "installation_id": job.repo.installation_id,
         "trigger": dataclasses.asdict(job.trigger),
+        "actor_id": job.trigger.actor.id,
+        "config": dict(job.config),
+        "blocked": dict(job.blocked),
     }
     return values | usage_columns(job.usage)
 
@@ -405,6 +408,8 @@ def _job(row: Row[Any]) -> Job:
                 "id", "number", "agent", "model", "instructions", "title", "body", "timeout", "base", "retry_of",
                 "fence", "message", "summary", "branch", "base_sha", "head_sha", "pull_number", "comment_id",
                 "check_run_id", "cancel_requested_by", "created_at", "started_at", "finished_at",
+                "thread_id", "config", "queue", "priority", "budget", "go_on", "question", "asked_at", "answer",
+                "answered_by", "hibernated", "held_back", "blocked",
             )
         },
     )  # fmt: skip

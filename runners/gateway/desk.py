@@ -31,13 +31,15 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from bot.errors import ConductorError, InfrastructureError
-from bot.model import Usage
+from bot.model import FailureKind, Usage
+from bot.terms import Terms
 from runners import shim
 
 MAX_EVENTS = 5000  # in one post
 MAX_LINE = shim.MAX_LINE + 100  # characters: the shim's limit and its note about what was cut
 MAX_RECORDED = 200 << 20  # bytes of one attempt's events
 FULL = "The output of this attempt is longer than what is kept of it; the rest is dropped."
+MAX_BLOCKED = 1000  # refused connections that are recorded
 SCAN = 256 * 1024  # bytes read at once from the records
 
 
@@ -88,6 +90,14 @@ _POST = TypeAdapter(_Post)
 
 
 @dataclasses.dataclass(frozen=True)
+class Halt:
+    """Why the host ends an attempt: what the gateway found out, in words for the user."""
+
+    kind: FailureKind
+    message: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelUsage:
     """What one model was used for."""
 
@@ -100,17 +110,25 @@ class Desk:
 
     Layout: ``token`` and ``attempt.json``; ``run/``, the folder that the container sees; ``turns/N.json`` what it
     was told, ``outcomes/N.json`` what it reported, ``events.jsonl`` what it printed (one post a line),
-    ``usage.jsonl`` what the LLM proxies counted; ``session.tar`` and ``quarantine.git``.
+    ``usage.jsonl`` what the LLM proxies counted, ``blocked.jsonl`` where the egress proxy did not let it go;
+    ``halt.json`` why it must end; ``session.tar`` and ``quarantine.git``.
     """
 
     def __init__(
-        self, directory: Path, attempt_id: str, mirror: Path | None, token: str, max_recorded: int
+        self,
+        directory: Path,
+        attempt_id: str,
+        mirror: Path | None,
+        token: str,
+        max_recorded: int,
+        terms: Terms,
     ) -> None:
         """Use create() or open()."""
         self.directory = directory
         self.attempt_id = attempt_id
         self.mirror = mirror
         self.token = token
+        self.terms = terms
         self._heard_at = time.monotonic()
         self._changed = asyncio.Event()
         self._closed = False
@@ -119,6 +137,8 @@ class Desk:
         self._outcomes: dict[int, Outcome] = {}
         self._finished = (directory / "finished").exists()
         self._usage: dict[str, Usage] = {}
+        self._halted: Halt | None = None
+        self._blocked: dict[str, int] = {}
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._events = os.open(directory / "events.jsonl", flags, 0o600)
         self._size = 0
@@ -134,9 +154,12 @@ class Desk:
         *,
         attempt_id: str,
         mirror: Path | None,
+        terms: Terms | None = None,
         max_recorded: int = MAX_RECORDED,
     ) -> Desk:
         """Make the folder and a fresh token; where it was made already, the same as open().
+
+        ``terms``: what the attempt may do; by default nothing that costs or leaves this host is limited or allowed.
 
         Raises InfrastructureError when the folder cannot be written.
         """
@@ -154,7 +177,11 @@ class Desk:
                 _write(directory / "token", secrets.token_urlsafe(32).encode())
             # last: a folder with this file is a whole desk
             if not (directory / "attempt.json").exists():
-                about = {"attempt": attempt_id, "mirror": None if mirror is None else str(mirror)}
+                about = {
+                    "attempt": attempt_id,
+                    "mirror": None if mirror is None else str(mirror),
+                    "terms": (terms or Terms()).model_dump(mode="json"),
+                }
                 _write(directory / "attempt.json", json.dumps(about).encode())
         except OSError as error:
             raise InfrastructureError(
@@ -170,7 +197,8 @@ class Desk:
             about = json.loads((directory / "attempt.json").read_bytes())
             token = (directory / "token").read_text("ascii")
             mirror = None if about["mirror"] is None else Path(about["mirror"])
-            desk = cls(directory, about["attempt"], mirror, token, max_recorded)
+            terms = Terms.model_validate(about.get("terms", {}))
+            desk = cls(directory, about["attempt"], mirror, token, max_recorded, terms)
             desk._load()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InfrastructureError(
@@ -193,6 +221,13 @@ class Desk:
             with suppress(ValueError, TypeError, KeyError):  # the last one may be torn
                 record = orjson.loads(entry)
                 self._count(record.pop("model"), Usage(**record))
+        for entry in _lines(self.directory / "blocked.jsonl"):
+            with suppress(ValueError, TypeError):
+                where = str(orjson.loads(entry))
+                self._blocked[where] = self._blocked.get(where, 0) + 1
+        with suppress(FileNotFoundError):
+            halt = json.loads((self.directory / "halt.json").read_bytes())
+            self._halted = Halt(FailureKind(halt["kind"]), str(halt["message"]))
 
     def close(self) -> None:
         """Release the file and end every follower and long poll; the folder stays."""
@@ -390,6 +425,41 @@ class Desk:
             await self._changed.wait()
         return found
 
+    # --- what the host decides ---
+
+    def halt(self, kind: FailureKind, message: str) -> None:
+        """The attempt must end, because ``message`` (a sentence for the user). What was said first stays."""
+        self._check_open()
+        if self._halted is None:
+            about = {"kind": str(kind), "message": message}
+            _write(self.directory / "halt.json", json.dumps(about).encode())
+            self._halted = Halt(kind, message)
+            self._notify()
+
+    @property
+    def halted(self) -> Halt | None:
+        """Why the attempt must end; None while it may go on."""
+        return self._halted
+
+    async def wait_halted(self) -> Halt:
+        """Why the attempt must end, as soon as it must. Raises InfrastructureError when the desk is closed first."""
+        while (found := self._halted) is None:
+            if self._closed:
+                raise InfrastructureError(f"The desk of {self.attempt_id} was closed.")
+            await self._changed.wait()
+        return found
+
+    def add_blocked(self, where: str) -> None:
+        """Count that the container was not let through to ``where`` ("host:port"). At most MAX_BLOCKED are kept."""
+        if sum(self._blocked.values()) < MAX_BLOCKED:
+            _append(self.directory / "blocked.jsonl", where)
+            self._blocked[where] = self._blocked.get(where, 0) + 1
+
+    @property
+    def blocked(self) -> Mapping[str, int]:
+        """Where the container was not let go, and how often it tried."""
+        return dict(self._blocked)
+
     # --- session ---
 
     def take_session(self, archive: Path) -> None:
@@ -405,14 +475,7 @@ class Desk:
 
     def add_usage(self, model: str, usage: Usage) -> None:
         """Count what an LLM call cost."""
-        record = {"model": model, **dataclasses.asdict(usage)}
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        descriptor = os.open(self.directory / "usage.jsonl", flags, 0o600)
-        try:
-            # a line that a crash has torn must not swallow this one
-            os.write(descriptor, b"\n" + orjson.dumps(record) + b"\n")
-        finally:
-            os.close(descriptor)
+        _append(self.directory / "usage.jsonl", {"model": model, **dataclasses.asdict(usage)})
         self._count(model, usage)
 
     def _count(self, model: str, usage: Usage) -> None:
@@ -451,6 +514,16 @@ def _write(path: Path, data: bytes) -> None:
     finally:
         os.close(descriptor)
     new.replace(path)
+
+
+def _append(path: Path, record: object) -> None:
+    """Add a line of JSON to a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        # a line that a crash has torn must not swallow this one
+        os.write(descriptor, b"\n" + orjson.dumps(record) + b"\n")
+    finally:
+        os.close(descriptor)
 
 
 def _repair(descriptor: int) -> _Post | None:

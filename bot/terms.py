@@ -1,0 +1,25 @@
+"""The terms of one attempt: what it may do through its gateway. Set by the host, never by the container."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Terms(BaseModel):
+    """For whom an attempt works, where it may go, and what it may spend. Kept on its desk across restarts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_id: str = ""
+    thread_id: str = ""
+    repo_id: int = 0
+    actor_id: int = 0  # whose budget it is: the asker's
+    allow: tuple[str, ...] = Field((), description="rules of bot.network: where the egress proxy lets it go")
+    budget_job: float | None = Field(None, ge=0, description="US dollars; None: no limit")
+    budget_thread: float | None = Field(None, ge=0)
+    budget_repository_day: float | None = Field(None, ge=0)
+    model: str | None = Field(None, description="the model that the job was accepted with")
+    lfs: bool = Field(False, description="git LFS objects may be fetched and pushed")
+    submodules: tuple[str, ...] = Field(
+        (), description="owner/name of other repositories that may be fetched"
+    )
