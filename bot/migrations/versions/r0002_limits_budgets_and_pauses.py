@@ -16,27 +16,29 @@ from bot.schema import UtcDateTime
 revision = "0002"
 down_revision = "0001"
 
-_COLUMNS: tuple[sa.Column[Any], ...] = (
-    sa.Column("thread_id", sa.String(length=60), nullable=False, server_default=""),
-    sa.Column("actor_id", sa.BigInteger(), nullable=False, server_default="0"),
-    sa.Column("config", sa.JSON(), nullable=False, server_default="{}"),
-    sa.Column("queue", sa.String(length=200), nullable=False, server_default=""),
-    sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
-    sa.Column("budget", sa.Float(), nullable=True),
-    sa.Column("go_on", sa.Boolean(), nullable=False, server_default=sa.false()),
-    sa.Column("question", sa.Text(), nullable=False, server_default=""),
-    sa.Column("asked_at", UtcDateTime(), nullable=True),
-    sa.Column("answer", sa.Text(), nullable=True),
-    sa.Column("answered_by", sa.String(length=120), nullable=True),
-    sa.Column("hibernated", sa.Boolean(), nullable=False, server_default=sa.false()),
-    sa.Column("held_back", sa.Text(), nullable=False, server_default=""),
-    sa.Column("blocked", sa.JSON(), nullable=False, server_default="{}"),
-)
+
+def _columns() -> tuple[sa.Column[Any], ...]:
+    return (
+        sa.Column("thread_id", sa.String(length=60), nullable=False, server_default=""),
+        sa.Column("actor_id", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.Column("config", sa.JSON(), nullable=False, server_default="{}"),
+        sa.Column("queue", sa.String(length=200), nullable=False, server_default=""),
+        sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
+        sa.Column("budget", sa.Float(), nullable=True),
+        sa.Column("go_on", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("question", sa.Text(), nullable=False, server_default=""),
+        sa.Column("asked_at", UtcDateTime(), nullable=True),
+        sa.Column("answer", sa.Text(), nullable=True),
+        sa.Column("answered_by", sa.String(length=120), nullable=True),
+        sa.Column("hibernated", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("held_back", sa.Text(), nullable=False, server_default=""),
+        sa.Column("blocked", sa.JSON(), nullable=False, server_default="{}"),
+    )
 
 
 def upgrade() -> None:
-    for column in _COLUMNS:
-        op.add_column("jobs", column.copy())
+    for column in _columns():
+        op.add_column("jobs", column)
     op.create_index("ix_jobs_thread_id", "jobs", ["thread_id"])
     op.create_table(
         "spend",
