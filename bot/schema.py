@@ -165,6 +165,26 @@ spend = Table(
     Index("ix_spend_day", "day"),
 )
 
+#: Files of threads (bot.shelf): which edition of each is the one, and the editions in compressed pieces.
+shelf = Table(
+    "shelf",
+    metadata,
+    Column("thread_id", String(60), primary_key=True),
+    Column("name", String(120), primary_key=True),
+    Column("edition", String(40), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("kept_at", UtcDateTime, nullable=False),
+)
+shelf_pieces = Table(
+    "shelf_pieces",
+    metadata,
+    Column("edition", String(40), primary_key=True),
+    Column("number", Integer, primary_key=True),
+    Column("data", LargeBinary, nullable=False),
+    Column("kept_at", UtcDateTime, nullable=False),
+)
+
 attempts = Table(
     "attempts",
     metadata,

@@ -53,6 +53,7 @@ LAYERS: dict[str, int] = {
     "bot.processor": 2,
     "bot.queue": 2,
     "bot.schema": 2,
+    "bot.shelf": 2,
     "bot.store": 2,
     "runners": 2,
     "bot.conductor": 3,

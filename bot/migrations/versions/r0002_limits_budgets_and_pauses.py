@@ -62,3 +62,21 @@ def upgrade() -> None:
     op.create_index("ix_spend_job_id", "spend", ["job_id"])
     op.create_index("ix_spend_thread_id", "spend", ["thread_id"])
     op.create_index("ix_spend_day", "spend", ["day"])
+    op.create_table(
+        "shelf",
+        sa.Column("thread_id", sa.String(length=60), nullable=False),
+        sa.Column("name", sa.String(length=120), nullable=False),
+        sa.Column("edition", sa.String(length=40), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("kept_at", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("thread_id", "name", name=op.f("pk_shelf")),
+    )
+    op.create_table(
+        "shelf_pieces",
+        sa.Column("edition", sa.String(length=40), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.Column("kept_at", UtcDateTime(), nullable=False),
+        sa.PrimaryKeyConstraint("edition", "number", name=op.f("pk_shelf_pieces")),
+    )
