@@ -751,10 +751,14 @@ class Workspace:
                 raise GitFailed(f"git {arguments[0]}: {text[-MAX_ERROR:] or 'failed without a word'}")
             return files[1].read().decode("utf-8", "surrogateescape")
 
-    async def check_out(self, checkout: Mapping[str, Any]) -> None:
-        """Clone and check out, once per container. Raises GitFailed."""
+    async def check_out(self, checkout: Mapping[str, Any], work: Path | None = None) -> str:
+        """Clone and check out, once per container; with the bundle ``work``, the commit in it. Raises GitFailed.
+
+        Returns why the work in progress could not be taken up, else "".
+        """
+        trouble = ""
         if self.base is not None:
-            return
+            return trouble
         base = str(checkout["base_sha"])
         if self.repo.exists():
             shutil.rmtree(self.repo)  # a try that failed half way
@@ -772,9 +776,16 @@ class Workspace:
             except GitFailed:
                 await self.git("fetch", "--quiet", "--no-tags", self._url, str(sha), seconds=CLONE_SECONDS)
         await self.git("checkout", "--quiet", "-B", str(checkout["branch"]), base, seconds=CLONE_SECONDS)
+        if work is not None:
+            try:
+                await self.git("fetch", "--quiet", "--no-tags", str(work), "+refs/heads/*:refs/conductor/*")
+                await self.git("reset", "--quiet", "--hard", str(checkout["work"]))
+            except GitFailed as error:
+                trouble = str(error)
         if trusted and checkout.get("restore"):
             await self._restore([str(path) for path in checkout["restore"]], str(trusted))
         self.base = base
+        return trouble
 
     async def _restore(self, paths: list[str], trusted: str) -> None:
         """Put ``paths`` as they are in ``trusted`` into the tree, and keep the branch's own in the index.
@@ -1093,9 +1104,24 @@ class Shim:
             elif status != 204:
                 raise SessionRefused(f"the gateway answers {status} when asked for the session")
             self.session_fetched = True
-        await self.workspace.check_out(turn["checkout"])
+        await self._check_out(turn["checkout"])
         for path, text in turn["command"].get("files", {}).items():
             self._write_file(path, text)
+
+    async def _check_out(self, checkout: Mapping[str, Any]) -> None:
+        """Check out the base, and go on from the work in progress where there is some."""
+        if self.workspace.base is not None or not checkout.get("work"):
+            await self.workspace.check_out(checkout)
+            return
+        bundle = self.state / "work.bundle"
+        status, _ = await self._guard(self.gateway.call("GET", "/work", sink=bundle, timeout=300))
+        trouble = await self.workspace.check_out(checkout, bundle if status == 200 else None)
+        with contextlib.suppress(FileNotFoundError):
+            bundle.unlink()
+        if status != 200:
+            trouble = f"the gateway answers {status} when asked for it"
+        if trouble:
+            self.remark(f"The work in progress could not be taken up, so this starts afresh: {trouble}")
 
     def _write_file(self, path: str, text: str) -> None:
         target = self.home / _relative(path)

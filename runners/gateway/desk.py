@@ -111,7 +111,7 @@ class Desk:
     Layout: ``token`` and ``attempt.json``; ``run/``, the folder that the container sees; ``turns/N.json`` what it
     was told, ``outcomes/N.json`` what it reported, ``events.jsonl`` what it printed (one post a line),
     ``usage.jsonl`` what the LLM proxies counted, ``blocked.jsonl`` where the egress proxy did not let it go;
-    ``halt.json`` why it must end; ``session.tar`` and ``quarantine.git``.
+    ``halt.json`` why it must end; ``session.tar``, ``work.bundle`` and ``quarantine.git``.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Desk:
         self.mirror = mirror
         self.token = token
         self.terms = terms
-        self._heard_at = time.monotonic()
+        self._heard_at = self._sign_at = time.monotonic()
         self._changed = asyncio.Event()
         self._closed = False
         self._max_recorded = max_recorded
@@ -255,6 +255,11 @@ class Desk:
         """The thread's session files; absent while there are none."""
         return self.directory / "session.tar"
 
+    @property
+    def work(self) -> Path:
+        """The work in progress that the attempt goes on from, as a git bundle; absent while there is none."""
+        return self.directory / "work.bundle"
+
     def accepts(self, token: str) -> bool:
         """Whether ``token`` is this attempt's, in constant time."""
         return hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self.token.encode())
@@ -267,6 +272,11 @@ class Desk:
     def last_heard(self) -> float:
         """When the container last spoke, by time.monotonic(); when the desk was opened, before that."""
         return self._heard_at
+
+    @property
+    def last_sign(self) -> float:
+        """When the agent last said or did something (not the shim), by time.monotonic()."""
+        return self._sign_at
 
     def _notify(self) -> None:
         self._changed.set()
@@ -349,6 +359,7 @@ class Desk:
                 post["events"] = [event for event in post["events"] if event["seq"] > self._seq]
             if not self._full:
                 self._record(post)
+            self._sign_at = time.monotonic()
             self._seq = previous
         return self._seq
 
@@ -476,6 +487,7 @@ class Desk:
     def add_usage(self, model: str, usage: Usage) -> None:
         """Count what an LLM call cost."""
         _append(self.directory / "usage.jsonl", {"model": model, **dataclasses.asdict(usage)})
+        self._sign_at = time.monotonic()
         self._count(model, usage)
 
     def _count(self, model: str, usage: Usage) -> None:

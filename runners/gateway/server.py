@@ -174,9 +174,13 @@ class _Door:
                 if not self._desk.session_tar.is_file():
                     return web.Response(status=204)
                 return web.FileResponse(self._desk.session_tar)
+            case ("GET", "work", ""):
+                if not self._desk.work.is_file():
+                    return web.Response(status=204)
+                return web.FileResponse(self._desk.work)
             case ("PUT", "session", ""):
                 return await self._take_session(request)
-            case (_, "events" | "heartbeat" | "session", "") | (_, "turns", "next"):
+            case (_, "events" | "heartbeat" | "session" | "work", "") | (_, "turns", "next"):
                 return _error(405, f"{request.method} is not for this path.")
             case _:
                 return _error(404, "There is nothing here. The gateway's paths are in docs/architecture.md.")

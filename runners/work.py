@@ -1,0 +1,84 @@
+"""Work in progress as a file: a git bundle of what an attempt pushed into its quarantine and did not publish.
+
+It is given back only into a container, which could have made every byte of it anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bot.errors import InfrastructureError
+from runners.git import WARY, GitError, git
+from runners.quarantine import CHECKPOINT, WORK, head
+
+_MAX_HEADER = 64 * 1024
+_PREREQUISITE = re.compile(rb"-([0-9a-f]{40})(?: .*)?")
+_HEAD = re.compile(rb"([0-9a-f]{40}) (refs/heads/[a-z]+)")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle says of itself: the commit it brings and those that must be there before."""
+
+    head: str
+    ref: str
+    needs: frozenset[str]
+
+
+async def pack(quarantine: Path, base_sha: str, to: Path, *, finished: bool) -> bool:
+    """Write a bundle of the newest work above ``base_sha`` to ``to``; False when there is none.
+
+    ``finished``: the turn has ended, so what it handed in counts; else the last checkpoint. Raises
+    InfrastructureError when git cannot do it.
+    """
+    for branch in (WORK, CHECKPOINT) if finished else (CHECKPOINT, WORK):
+        sha = await head(quarantine, branch)
+        if sha is not None:
+            break
+    else:
+        return False
+    if sha == base_sha:
+        return False
+    to.unlink(missing_ok=True)
+    try:
+        await git(
+            "bundle", "create", "--quiet", str(to), f"^{base_sha}", f"refs/heads/{branch}",
+            git_dir=quarantine, env=WARY,
+        )  # fmt: skip
+    except GitError as error:
+        if "empty bundle" in error.stderr:
+            return False
+        raise InfrastructureError(f"The work in progress cannot be kept: {error}.") from error
+    return True
+
+
+async def describe(bundle: Path) -> Bundle | None:
+    """What is in a bundle, by its header (https://git-scm.com/docs/gitformat-bundle); None when it is none of ours."""
+    try:
+        header = await asyncio.to_thread(_header, bundle)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InfrastructureError(
+            f"{bundle} cannot be read: {error}.", "Check the disk of DATA_DIR."
+        ) from error
+    lines = header.split(b"\n\n", 1)[0].split(b"\n")
+    if lines[0] != b"# v2 git bundle":
+        return None
+    needs, heads = set(), []
+    for line in lines[1:]:
+        if found := _PREREQUISITE.fullmatch(line):
+            needs.add(found[1].decode())
+        elif found := _HEAD.fullmatch(line):
+            heads.append((found[1].decode(), found[2].decode()))
+        else:
+            return None
+    return Bundle(*heads[0], frozenset(needs)) if len(heads) == 1 else None
+
+
+def _header(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_MAX_HEADER)
