@@ -18,6 +18,7 @@ class Terms(BaseModel):
     budget_job: float | None = Field(None, ge=0, description="US dollars; None: no limit")
     budget_thread: float | None = Field(None, ge=0)
     budget_repository_day: float | None = Field(None, ge=0)
+    agent: str = ""  # which agent it runs: by it the LLM proxy finds the provider
     model: str | None = Field(None, description="the model that the job was accepted with")
     lfs: bool = Field(False, description="git LFS objects may be fetched and pushed")
     submodules: tuple[str, ...] = Field(
