@@ -22,7 +22,11 @@ _SIZE = r"^[1-9]\d{0,5}[kmg]$"
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_.+-]{0,60}[a-z0-9+])?$")]
-Line = Annotated[str, StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\0]*$")]
+#: Six of them, joined by "+", fit into the column that a claim compares.
+Capability = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,28}[a-z0-9])?$")]
+Line = Annotated[str, StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00]*$")]
+#: Any spelling that people use; bot.capabilities knows the one that we use.
+CapabilityName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.+@:=-]{0,60}$")]
 
 
 class RepoConfigError(ConductorError):
@@ -56,7 +60,7 @@ class _Part(BaseModel):
 class ImageConfig(_Part):
     """What the container must hold besides the agent."""
 
-    capabilities: tuple[Name, ...] = Field(
+    capabilities: tuple[CapabilityName, ...] = Field(
         (), max_length=30, description="for example git, node22, python3.12"
     )
     setup: tuple[Line, ...] = Field((), max_length=50, description="shell commands, run as the agent's user")
@@ -127,7 +131,9 @@ class RepoConfig(_Part):
 
     agent: Name | None = None
     model: Line | None = None
-    needs: tuple[Name, ...] = Field((), max_length=10, description="what the worker host must have, e.g. gpu")
+    needs: tuple[Capability, ...] = Field(
+        (), max_length=6, description="what the worker host must have, e.g. gpu"
+    )
     image: ImageConfig = ImageConfig()
     services: dict[Name, ServiceConfig] = Field(default_factory=dict, max_length=10)
     network: NetworkConfig = NetworkConfig()
