@@ -6,17 +6,28 @@ that we do not know is an error, so that a typing mistake never silently means a
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from bot.errors import ConfigurationError
+from bot.repo_config import Capability
 
 ENV_PREFIX = "CONDUCTOR_"
 CONFIG_FILE_VARIABLE = "CONDUCTOR_CONFIG"
@@ -42,6 +53,51 @@ DEFAULT_PRICES: dict[str, Price] = {
     "gpt-5": Price(input=1.25, output=10, cached=0.125),
     "gpt-5-codex": Price(input=1.25, output=10, cached=0.125),
 }
+
+
+class ProviderConfig(BaseModel):
+    """An LLM provider, or a gateway that speaks like one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["anthropic", "openai", "gemini"] = Field(description="whose wire format it speaks")
+    url: str = Field(description="openai: with /v1; anthropic and gemini: without a version")
+    keys: tuple[SecretStr, ...] = Field((), description="in order of preference; env:NAME reads a variable")
+    headers: dict[str, SecretStr] = Field(default_factory=dict, description="sent with every call")
+    subscription: bool = Field(False, description="calls cost no money, whatever the price of the model")
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        return _http_url(value)
+
+    def key_values(self) -> list[str]:
+        """The keys, read from the environment where they say so. Raises ConfigurationError for an unset variable."""
+        values = []
+        for key in self.keys:
+            value = key.get_secret_value().strip()
+            if value.startswith("env:"):
+                name = value.removeprefix("env:")
+                value = os.environ.get(name, "").strip()
+                if not value:
+                    raise ConfigurationError(
+                        f"The variable {name}, which should hold a key of an LLM provider, is not set.",
+                        "Set it for `conductor worker`, or take it out of `providers` in conductor.toml.",
+                    )
+            if value:
+                values.append(value)
+        return values
+
+
+#: The ways in which an agent may speak to a provider: the routes of the gateway.
+LLM_ROUTES = ("anthropic", "openai", "gemini")
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL")
+    return value.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -71,20 +127,60 @@ class Settings(BaseSettings):
     allow_local_runner: bool = Field(False, description="the local runner isolates nothing: agree to that")
     slots: int = Field(2, ge=1, le=1000, description="attempts at once on this host")
     lease_seconds: int = Field(60, ge=10, description="a host silent for this long loses its attempts")
+    host_capabilities: tuple[Capability, ...] = Field(
+        (), description="what this host has that a repository's `needs` may ask for, for example gpu"
+    )
+    limit_repository: int = Field(5, ge=0, description="jobs that run at once in a repository; 0: no limit")
+    limit_installation: int = Field(0, ge=0, description="the same for an installation (an account)")
+    limit_user: int = Field(5, ge=0, description="the same for whoever asked")
+    limit_user_hour: int = Field(60, ge=0, description="jobs that a person may ask for in an hour; 0: no limit")
+    limit_queued: int = Field(100, ge=0, description="jobs that may wait in a repository; 0: no limit")
 
     default_agent: str = Field("claude", description="for the plain label and commands that name none")
     agents: tuple[str, ...] = Field(("claude", "codex", "shell"), description="agents that may be used")
     job_timeout: int = Field(3600, ge=10, le=86400, description="seconds of wall clock for a job")
 
+    idle_timeout: int = Field(
+        1800, ge=0, le=86400, description="seconds without a sign of life from the agent; 0: no limit"
+    )
+    hibernate_after: int = Field(
+        600, ge=0, le=3000, description="seconds that a container stays frozen while a person is asked"
+    )
+    answer_days: float = Field(7, gt=0, le=365, description="an unanswered question ends the job after so long")
+    restarts: int = Field(2, ge=0, le=20, description="how often a job goes on by itself after its host failed")
+    session_days: float = Field(30, gt=0, description="how long sessions and unfinished work are kept")
+    session_max_bytes: int = Field(64 * 2**20, ge=2**20, description="a larger session is not kept")
+
     llm_anthropic_url: str = "https://api.anthropic.com"
     llm_anthropic_key: SecretStr = SecretStr("")
     llm_openai_url: str = "https://api.openai.com/v1"
     llm_openai_key: SecretStr = SecretStr("")
+    llm_gemini_url: str = "https://generativelanguage.googleapis.com"
+    llm_gemini_key: SecretStr = SecretStr("")
+    providers: dict[str, ProviderConfig] = Field(
+        default_factory=dict, description="more providers; one named as a route serves that route"
+    )
+    agent_providers: dict[str, str] = Field(
+        default_factory=dict, description="agent -> provider, where it is not its route's own"
+    )
+    models_allowed: tuple[str, ...] = Field((), description="patterns such as claude-*; empty: any model")
+    llm_server_tools: tuple[str, ...] = Field(
+        (), description="tools that the provider may run itself, e.g. web_search; each is a way out"
+    )
     models: dict[str, str] = Field(
         default_factory=lambda: {"claude": "claude-sonnet-4-5", "codex": "gpt-5-codex"},
         description="agent -> model, when the asker names none",
     )
     prices: dict[str, Price] = Field(default_factory=dict, description="model -> price; adds to the defaults")
+
+    budget_job: float = Field(math.inf, ge=0, description="US dollars for one job; inf: no limit")
+    budget_thread: float = Field(math.inf, ge=0, description="for all jobs of an issue and its pull request")
+    budget_user_day: float = Field(math.inf, ge=0, description="for what one person asks for in a UTC day")
+    budget_repository_day: float = Field(math.inf, ge=0, description="for one repository in a UTC day")
+    budget_day: float = Field(math.inf, ge=0, description="for everything in a UTC day")
+    budget_unpriced: Literal["refuse", "allow"] = Field(
+        "refuse", description="what becomes of calls without a known price where there is a budget"
+    )
 
     base_image: str = Field("debian:bookworm-slim", description="what agent images are built from")
     image_ca_bundle: Path | None = Field(None, description="PEM bundle trusted while images are built")
@@ -92,19 +188,34 @@ class Settings(BaseSettings):
     cpus: float = Field(2.0, gt=0)
     pids: int = Field(512, ge=32)
     tmp_size: str = Field("1g", pattern=r"^\d+[kmg]$", description="size of /tmp in a container")
+    workspace_size: str = Field(
+        "20g", pattern=r"^\d+[kmg]$", description="an attempt whose workspace and home grow larger is ended"
+    )
     file_size: str = Field("2g", pattern=r"^\d+[kmg]$", description="largest file an agent may write")
 
     max_changed_files: int = Field(3000, ge=1, description="more are not published")
     max_file_bytes: int = Field(50 * 2**20, ge=1, description="a larger file is not published")
     max_push_bytes: int = Field(200 * 2**20, ge=1, description="a larger push is refused by the gateway")
 
-    @field_validator("llm_anthropic_url", "llm_openai_url", "github_api_url")
+    @field_validator("llm_anthropic_url", "llm_openai_url", "llm_gemini_url", "github_api_url")
     @classmethod
     def _url(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be an http:// or https:// URL")
-        return value.rstrip("/")
+        return _http_url(value)
+
+    @field_validator("providers")
+    @classmethod
+    def _providers(cls, value: dict[str, ProviderConfig]) -> dict[str, ProviderConfig]:
+        for name, provider in value.items():
+            if name in LLM_ROUTES and provider.kind != name:
+                raise ValueError(f"the provider {name!r} must be of kind {name!r}: that route is its own")
+        return value
+
+    @model_validator(mode="after")
+    def _known_providers(self) -> Settings:
+        for agent, name in self.agent_providers.items():
+            if name not in self.providers and name not in LLM_ROUTES:
+                raise ValueError(f"agent_providers: there is no provider {name!r} for {agent!r}")
+        return self
 
     @field_validator("listen")
     @classmethod
@@ -187,8 +298,17 @@ class Settings(BaseSettings):
         """Every secret value that must never be published, for the redactor."""
         values = [
             secret.get_secret_value()
-            for secret in (self.webhook_secret, self.llm_anthropic_key, self.llm_openai_key)
+            for secret in (
+                self.webhook_secret,
+                self.llm_anthropic_key,
+                self.llm_openai_key,
+                self.llm_gemini_key,
+            )
         ]
+        for provider in self.providers.values():
+            with suppress(ConfigurationError):  # set on the worker hosts only, where it is asked for again
+                values.extend(provider.key_values())
+            values.extend(header.get_secret_value() for header in provider.headers.values())
         pem = self.github_private_key.get_secret_value()
         if pem:
             values.append(self.private_key_pem.strip())

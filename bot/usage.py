@@ -1,6 +1,6 @@
 """Count tokens and money in what an LLM provider answers, while the answer streams past.
 
-Three wire formats, each as server-sent events or as one JSON document:
+Four wire formats, each as server-sent events or as one JSON document:
 
 * Anthropic Messages: ``message_start.message.usage`` and ``message_delta.usage``, whose counts are cumulative
   (https://docs.anthropic.com/en/api/messages-streaming). ``input_tokens`` leaves the cached ones out.
@@ -9,7 +9,11 @@ Three wire formats, each as server-sent events or as one JSON document:
 * OpenAI chat completions: a last chunk with ``usage``, which only comes when the client asked for it by
   ``stream_options.include_usage`` (https://platform.openai.com/docs/api-reference/chat/streaming).
 
-Both OpenAI formats count cached tokens within the input tokens; a :class:`~bot.model.Usage` never does.
+* Gemini: ``usageMetadata`` in every event, the last one counts (https://ai.google.dev/api/generate-content).
+  Thoughts are not part of ``candidatesTokenCount``. Without ``alt=sse`` a stream is one JSON array.
+
+OpenAI's and Google's formats count cached tokens within the input tokens; a :class:`~bot.model.Usage` never does.
+An answer that broke off before its numbers came is counted by :meth:`UsageReader.estimate`.
 """
 
 from __future__ import annotations
@@ -27,6 +31,9 @@ from bot.model import Usage
 MAX_DOCUMENT = 16 * 2**20
 
 MILLION = 1_000_000
+
+#: Of a request's JSON: a rule of thumb, rather too high a count for English and code.
+BYTES_PER_TOKEN = 4
 
 
 class Price(Protocol):
@@ -78,6 +85,7 @@ class UsageReader:
         self._scanned = 0  # so much of the buffer is known to hold no line end
         self._skipping = False  # the rest of a document beyond MAX_DOCUMENT
         self._counts: dict[str, int] = {}
+        self._pieces = 0  # events with a part of the answer: each is a token or more
         self.model = ""  # as the provider names it
         self.complete = False  # whether the provider told the final numbers
 
@@ -114,6 +122,19 @@ class UsageReader:
         """What was seen so far, as one request without a price."""
         return Usage(requests=1, **self._counts)
 
+    def estimate(self, request_bytes: int) -> Usage:
+        """What an answer that broke off did cost at least: what was told, and for the rest its length.
+
+        Providers tell the numbers at the end, so that leaving early must not make an answer free.
+        """
+        told = self.usage
+        sent = told.input_tokens + told.cached_tokens + told.cache_write_tokens
+        return dataclasses.replace(
+            told,
+            input_tokens=told.input_tokens if sent else request_bytes // BYTES_PER_TOKEN,
+            output_tokens=max(told.output_tokens, self._pieces),
+        )
+
     def _drop_when_too_long(self) -> None:
         if len(self._buffer) > MAX_DOCUMENT:
             self._buffer.clear()
@@ -121,8 +142,11 @@ class UsageReader:
             self._skipping = True
 
     def _line(self, line: bytes) -> None:
+        if not line.startswith(b"data:"):
+            return
+        self._pieces += b'delta"' in line or b'"candidates"' in line
         # Most lines carry a few words of text; parsing those as JSON would cost more than all the rest.
-        if line.startswith(b"data:") and (b'"usage"' in line or b'"model"' in line):
+        if b'"usage"' in line or b'"model"' in line or b'"usageMetadata"' in line:
             self._document(line[len(b"data:") :])
 
     def _document(self, text: bytes) -> None:
@@ -130,8 +154,11 @@ class UsageReader:
             document = orjson.loads(text.strip() or b"null")
         except orjson.JSONDecodeError:
             return
-        if not isinstance(document, dict):
-            return
+        for part in document if isinstance(document, list) else [document]:
+            if isinstance(part, dict):
+                self._message(part)
+
+    def _message(self, document: Mapping[str, Any]) -> None:
         kind = document.get("type")
         if kind == "message_start":
             self._anthropic(_mapping(document.get("message")), final=False)
@@ -143,6 +170,8 @@ class UsageReader:
             self._responses(document)
         elif str(document.get("object")).startswith("chat.completion"):
             self._chat(document)
+        elif "usageMetadata" in document:
+            self._gemini(document)
 
     def _name(self, message: Mapping[str, Any]) -> None:
         model = message.get("model")
@@ -185,6 +214,23 @@ class UsageReader:
             "cache_write_tokens": written,
         }
         self.complete = True
+
+    def _gemini(self, chunk: Mapping[str, Any]) -> None:
+        self._name({"model": chunk.get("modelVersion")})
+        usage = _mapping(chunk.get("usageMetadata"))
+        cached = _count(usage, "cachedContentTokenCount")
+        sent = _count(usage, "promptTokenCount") + _count(usage, "toolUsePromptTokenCount")
+        self._counts = {
+            "input_tokens": max(0, sent - cached),
+            "output_tokens": _count(usage, "candidatesTokenCount") + _count(usage, "thoughtsTokenCount"),
+            "cached_tokens": cached,
+        }
+        candidates = chunk.get("candidates")
+        ends = (
+            [_mapping(one).get("finishReason") for one in candidates] if isinstance(candidates, list) else []
+        )
+        # a prompt that was blocked has no candidates at all
+        self.complete = self.complete or any(ends) or "promptFeedback" in chunk
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

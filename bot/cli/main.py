@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bot import __version__
+from bot.cli.costs import costs
 from bot.cli.run import config_option, everything, fail, run_until_signal, settings_from
 from bot.config import Settings
 from bot.database import create_engine, redacted_url, upgrade
@@ -169,3 +170,6 @@ def demo(agent: str, runner: str, keep: bool) -> None:
     except (KeyboardInterrupt, asyncio.CancelledError):
         # with --keep that is how it ends; in the middle of the story it is a failure
         sys.exit(0 if keep else 130)
+
+
+main.add_command(costs)
