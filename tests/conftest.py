@@ -28,7 +28,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("any machine")
 
 for variable in [name for name in os.environ if name.startswith("CONDUCTOR_")]:
-    del os.environ[variable]  # a developer's own settings must not leak into tests
+    if not variable.startswith("CONDUCTOR_FAULTS_"):  # those are for tests/faults, which takes them out
+        del os.environ[variable]  # a developer's own settings must not leak into tests
 
 
 def _engine_missing() -> str:
