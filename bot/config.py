@@ -26,7 +26,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from bot.capabilities import Capability as ImageCapability
 from bot.errors import ConfigurationError
+from bot.network import Network, parse_rule
 from bot.repo_config import Capability
 
 ENV_PREFIX = "CONDUCTOR_"
@@ -184,6 +186,15 @@ class Settings(BaseSettings):
 
     base_image: str = Field("debian:bookworm-slim", description="what agent images are built from")
     image_ca_bundle: Path | None = Field(None, description="PEM bundle trusted while images are built")
+    image_capabilities: dict[str, ImageCapability] = Field(
+        default_factory=dict, description="name -> packages, run; adds to the capabilities that are built in"
+    )
+    image_max_age: float = Field(30, gt=0, description="days without use after which an image is removed")
+    image_max_disk: str = Field("20g", pattern=r"^\d+[kmg]$", description="of all our images; the oldest go")
+    setup_timeout: int = Field(1800, ge=1, le=86400, description="seconds for a repository's set-up steps")
+    service_images: tuple[str, ...] = Field(
+        (), description="images that repositories may run as services; * stands for anything but a slash"
+    )
     memory: str = Field("4g", pattern=r"^\d+[kmg]$", description="limit of a container")
     cpus: float = Field(2.0, gt=0)
     pids: int = Field(512, ge=32)
@@ -196,6 +207,16 @@ class Settings(BaseSettings):
     max_changed_files: int = Field(3000, ge=1, description="more are not published")
     max_file_bytes: int = Field(50 * 2**20, ge=1, description="a larger file is not published")
     max_push_bytes: int = Field(200 * 2**20, ge=1, description="a larger push is refused by the gateway")
+
+    egress_allow: tuple[str, ...] = Field((), description="where every container may connect: host, *.suffix")
+    egress_may_allow: tuple[str, ...] = Field((), description="what a repository may add; *: every public host")
+    egress_image_presets: bool = Field(True, description="let the image's package managers reach their registries")
+    egress_presets: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="preset -> hosts; adds to what the image configures"
+    )
+    egress_private: tuple[Network, ...] = Field((), description="private networks that our own rules may lead to")
+    egress_upstream: str = Field("", description="http:// proxy to connect through; none: connect directly")
+    egress_max_bytes: int = Field(10 * 2**30, ge=1, description="more is not moved in or out for one attempt")
 
     @field_validator("llm_anthropic_url", "llm_openai_url", "llm_gemini_url", "github_api_url")
     @classmethod
@@ -216,6 +237,24 @@ class Settings(BaseSettings):
             if name not in self.providers and name not in LLM_ROUTES:
                 raise ValueError(f"agent_providers: there is no provider {name!r} for {agent!r}")
         return self
+
+    @field_validator("egress_allow", "egress_may_allow")
+    @classmethod
+    def _rules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(parse_rule(rule)) for rule in value)
+
+    @field_validator("egress_presets")
+    @classmethod
+    def _presets(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(str(parse_rule(rule)) for rule in rules) for name, rules in value.items()}
+
+    @field_validator("egress_upstream")
+    @classmethod
+    def _upstream(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value not in ("", "none") and (parts.scheme != "http" or not parts.hostname):
+            raise ValueError("must be http://[user:password@]host:port, or none")
+        return value
 
     @field_validator("listen")
     @classmethod
@@ -312,7 +351,7 @@ class Settings(BaseSettings):
         pem = self.github_private_key.get_secret_value()
         if pem:
             values.append(self.private_key_pem.strip())
-        values.extend(urlsplit(url).password or "" for url in (self.redis_url, self.database_url))
+        values.extend(urlsplit(url).password or "" for url in (self.redis_url, self.database_url, self.egress_upstream))
         return tuple(value for value in values if value)
 
     def require(self, *names: Annotated[str, "setting names"]) -> None:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from bot.errors import ConductorError
 from bot.model import Job
+from bot.network import parse_rule
 
 PATH = ".github/conductor.yml"
 MAX_BYTES = 64 * 1024
@@ -92,6 +93,13 @@ class NetworkConfig(_Part):
     presets: tuple[Name, ...] | None = Field(
         None, description="pypi, npm, debian …; default: those of the image's package managers"
     )
+
+    @field_validator("allow")
+    @classmethod
+    def _rules(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for rule in value:
+            parse_rule(rule)
+        return value
 
 
 class LimitsConfig(_Part):

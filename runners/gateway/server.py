@@ -15,6 +15,7 @@ import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 from urllib.parse import unquote
 
 import structlog
@@ -23,6 +24,7 @@ from aiohttp import web
 from bot.errors import InfrastructureError
 from runners import shim
 from runners.gateway.desk import BadMessage, Desk
+from runners.gateway.egress import CHUNK, Egress
 
 #: Serves everything below one prefix; the third argument is the rest of the path, as it was sent, without a leading
 #: slash. The request is authenticated already. ``request.content`` is the body, decompressed where it came with a
@@ -37,6 +39,7 @@ MAX_OUTCOME_BODY = 64 * 1024
 MAX_SESSION_BODY = 2 * shim.MAX_SESSION  # the archive of many small files is larger than they are
 MAX_READ = 64 << 20
 MAX_CONNECTIONS = 256  # of one attempt: its container must not use up the worker's descriptors
+FIRST_SECONDS = 60.0  # for a connection's first bytes
 BODY_SECONDS = 60.0
 SESSION_SECONDS = 300.0
 CLOSE_SECONDS = 5.0
@@ -46,10 +49,21 @@ log = structlog.get_logger(__name__)
 
 
 class Gateway:
-    """Serves the attempts of this host. ``routes`` maps a first path segment (``git``, ``llm``) to who serves it."""
+    """Serves the attempts of this host.
 
-    def __init__(self, routes: Mapping[str, GatewayRoute], *, long_poll: float = LONG_POLL) -> None:
+    ``routes`` maps a first path segment (``git``, ``llm``) to who serves it; ``egress`` takes what wants out, and by
+    default lets nothing through that is not on the attempt's terms.
+    """
+
+    def __init__(
+        self,
+        routes: Mapping[str, GatewayRoute],
+        *,
+        egress: Egress | None = None,
+        long_poll: float = LONG_POLL,
+    ) -> None:
         self._routes = dict(routes)
+        self._egress = egress or Egress()
         self._long_poll = long_poll
         self._doors: dict[str, _Door] = {}
 
@@ -60,7 +74,9 @@ class Gateway:
         """
         door = self._doors.get(desk.attempt_id)
         if door is None:
-            door = self._doors[desk.attempt_id] = _Door(desk, self._routes, self._long_poll)
+            door = self._doors[desk.attempt_id] = _Door(
+                desk, self._routes, self._egress, self._long_poll
+            )
             try:
                 await door.open()
             except BaseException:
@@ -77,14 +93,20 @@ class Gateway:
     async def aclose(self) -> None:
         """Stop serving all."""
         await asyncio.gather(*(self.close(attempt_id) for attempt_id in list(self._doors)))
+        self._egress.close()
 
 
 class _Door:
     """One attempt's socket."""
 
-    def __init__(self, desk: Desk, routes: Mapping[str, GatewayRoute], long_poll: float) -> None:
+    def __init__(
+        self, desk: Desk, routes: Mapping[str, GatewayRoute], egress: Egress, long_poll: float
+    ) -> None:
         self._desk = desk
         self._routes = routes
+        self._egress = egress
+        self._first: set[_First] = set()
+        self._tunnels: set[asyncio.Task[None]] = set()
         self._long_poll = long_poll
         self._closing = asyncio.Event()
         self._session = asyncio.Lock()
@@ -111,20 +133,47 @@ class _Door:
         self._closing.set()  # ends the long polls
         if self._server is not None:
             self._server.close()
+        for waiting in list(self._first):
+            waiting.hang_up()
+        for tunnel in self._tunnels:
+            tunnel.cancel()
+        await asyncio.gather(*self._tunnels, return_exceptions=True)
         await self._runner.cleanup()
         with suppress(FileNotFoundError):
             (self._desk.socket_dir / SOCKET).unlink()
 
     def _connection(self) -> asyncio.Protocol:
         server = self._runner.server
-        if server is None or len(server.connections) >= MAX_CONNECTIONS:
+        known = len(self._first) + len(self._tunnels) + len(server.connections if server else ())
+        if server is None or self._closing.is_set() or known >= MAX_CONNECTIONS:
             return _Hangup()
-        return server()
+        return _First(self._first, self._tunnel, server)
+
+    def _tunnel(self, transport: asyncio.Transport, begun: bytes) -> None:
+        """Hand a connection that begins with a CONNECT to the egress proxy."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=CHUNK, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        reader.feed_data(begun)
+        writer = asyncio.StreamWriter(transport, protocol, reader, loop)
+        task = loop.create_task(self._egress.tunnel(reader, writer, self._desk))
+        self._tunnels.add(task)
+        task.add_done_callback(self._tunnel_ended)
+
+    def _tunnel_ended(self, task: asyncio.Task[None]) -> None:
+        self._tunnels.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("egress.failed", attempt=self._desk.attempt_id, exc_info=error)
 
     # --- requests ---
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         desk = self._desk
+        if not request.raw_path.startswith("/"):
+            # An absolute URI wants out, whatever its host; a CONNECT is only taken as a connection's first request.
+            return await self._egress.forward(request, desk)
         if not any(desk.accepts(token) for token in _tokens(request)):
             log.warning("gateway.refused", attempt=desk.attempt_id, method=request.method)
             return _error(401, "The token is missing or is not this attempt's.", challenge=True)
@@ -217,6 +266,62 @@ class _Door:
             finally:
                 received.unlink(missing_ok=True)
         return web.Response(status=204)
+
+
+class _First(asyncio.Protocol):
+    """Waits for a connection's first bytes: a CONNECT is a tunnel from then on, everything else is aiohttp's."""
+
+    _CONNECT = b"CONNECT "
+
+    def __init__(
+        self,
+        waiting: set[_First],
+        tunnel: Callable[[asyncio.Transport, bytes], None],
+        serve: Callable[[], asyncio.Protocol],
+    ) -> None:
+        self._waiting = waiting
+        self._tunnel = tunnel
+        self._serve = serve
+        self._received = b""
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # a stream's
+        self._waiting.add(self)
+        self._timer = asyncio.get_running_loop().call_later(FIRST_SECONDS, self.hang_up)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        transport = self._transport
+        if transport is None or (
+            len(self._received) < len(self._CONNECT) and self._CONNECT.startswith(self._received)
+        ):
+            return
+        self._leave()
+        if self._received.startswith(self._CONNECT):
+            self._tunnel(transport, self._received)
+        else:
+            protocol = self._serve()
+            transport.set_protocol(protocol)
+            protocol.connection_made(transport)
+            protocol.data_received(self._received)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._leave()
+
+    def hang_up(self) -> None:
+        """End the connection."""
+        transport = self._transport
+        self._leave()
+        if transport is not None:
+            transport.abort()
+
+    def _leave(self) -> None:
+        self._waiting.discard(self)
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
 
 
 class _Hangup(asyncio.Protocol):
