@@ -46,6 +46,11 @@ STOP_GRACE = 5.0  # seconds for the agent when we are ended ourselves: our own t
 LONG_POLL = 40.0  # seconds; the gateway answers within 25
 GIT_SECONDS = 600.0
 CLONE_SECONDS = 1800.0
+#: Where the image tells programs which certificate authorities to trust: TLS goes end to end through the proxy.
+TRUST = (
+    "SSL_CERT_FILE", "SSL_CERT_DIR", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO",
+    "NODE_EXTRA_CA_CERTS", "npm_config_cafile",
+)  # fmt: skip
 RELAY_WAIT = 60.0  # seconds a relayed connection waits for a restarting gateway
 EXCLUDED = ".conductor"  # our own folder below HOME: never part of a session
 
@@ -1081,7 +1086,8 @@ class Shim:
         except (GitFailed, SessionRefused, OSError, ValueError, KeyError) as error:
             outcome["error"] = f"The workspace could not be prepared: {_say(error)}"
         await self.processes.sweep()
-        if self.workspace.base is not None:
+        # the steps that prepare an image hand in no work
+        if self.workspace.base is not None and turn.get("hand_in", True):
             await self._hand_in(turn, outcome)
         await self._save_session(turn.get("session_paths", []))
         outcome["duration"] = round(time.monotonic() - started, 3)
@@ -1135,11 +1141,11 @@ class Shim:
             file.write(self._filled(text))
 
     def _filled(self, text: str) -> str:
-        return text.replace("{gateway}", self.url)
+        return text.replace("{gateway}", self.url).replace("{gateway-port}", self.url.rpartition(":")[2])
 
     def _agent_environment(self, turn: Mapping[str, Any]) -> dict[str, str]:
         # the workspace is how the local runner finds again what an agent left behind
-        kept = ("PATH", "USER", "LOGNAME", "TZ", "TMPDIR", "CONDUCTOR_WORKSPACE")
+        kept = ("PATH", "USER", "LOGNAME", "TZ", "TMPDIR", "CONDUCTOR_WORKSPACE", *TRUST)
         env = {name: self._environ[name] for name in kept if name in self._environ}
         env.update(HOME=str(self.home), LANG="C.UTF-8", TERM="dumb", GIT_TERMINAL_PROMPT="0")
         env["GIT_CEILING_DIRECTORIES"] = str(self.workspace.repo.parent.resolve())
