@@ -276,7 +276,9 @@ class Engine:
             self.parts["dockerd"] = Part(
                 name="dockerd",
                 argv=[
-                    *("dockerd", "--host", self.url, "--containerd", home / "containerd.sock"),
+                    # in a network of its own: with "--bridge none" it removes the docker0 that it finds
+                    *("unshare", "--net", "dockerd"),
+                    *("--host", self.url, "--containerd", home / "containerd.sock"),
                     *("--data-root", home / "data", "--exec-root", home / "exec"),
                     *("--pidfile", home / "docker.pid", "--bridge", "none", "--iptables=false"),
                     *("--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--userland-proxy=false"),
