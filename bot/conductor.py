@@ -7,19 +7,23 @@ same trigger and then changes nothing more: deliveries are tried again after a c
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 
 import structlog
 
+from bot.claims import queue_name
 from bot.config import Settings
-from bot.errors import ConductorError, InfrastructureError
+from bot.errors import ConductorError
 from bot.facts import FactFinder
 from bot.model import Job, JobState, Repo, Request, Trigger, job_id_for
-from bot.policy import Decision, Rules, authorize, decide
-from bot.queue import Dispatcher
-from bot.render import render
+from bot.policy import PERSON, Choice, Decision, Facts, Limits, Rules, authorize, choose, decide, throttle
+from bot.render import render, waiting_words
+from bot.repo_config import dump
 from bot.report import Reporter
+from bot.scheduling import Scheduler
 from bot.slash import help_table
 from bot.store import Store
 
@@ -34,7 +38,7 @@ class Conductor:
         *,
         settings: Settings,
         store: Store,
-        dispatcher: Dispatcher,
+        scheduler: Scheduler,
         facts: FactFinder,
         reporter: Reporter,
         known_agents: tuple[str, ...],
@@ -42,10 +46,16 @@ class Conductor:
         self.store = store
         self.reporter = reporter
         self.settings = settings
-        self._dispatcher = dispatcher
+        self.scheduler = scheduler
         self._facts = facts
+        self._limits = Limits.of(settings)
+        self._admission = asyncio.Lock()
         self.rules = Rules(
-            agents=settings.agents, known_agents=known_agents, max_timeout=settings.job_timeout
+            agents=settings.agents,
+            known_agents=known_agents,
+            max_timeout=settings.job_timeout,
+            default_agent=settings.default_agent,
+            models=settings.models,
         )
 
     async def submit(self, request: Request, *, ordinal: int = 0, is_open: bool = True) -> Job | None:
@@ -53,46 +63,52 @@ class Conductor:
 
         Returns the job, or None when it was refused (the asker was told).
         """
-        agent = request.agent or self.settings.default_agent
         job_id = job_id_for(request.trigger.delivery_id, ordinal)
         job = await self.store.job(job_id)  # a repeated trigger: go on where the first time ended
         fresh = False
         if job is None:
             facts = await self._facts.about(request, is_open=is_open)
-            decision = decide(self.rules, facts, agent=agent, timeout=request.timeout, base=request.base)
+            facts = dataclasses.replace(facts, unserved=await self.store.unserved(facts.config.needs))
+            choice = choose(self.rules, facts.config, request)
+            # what a retry brings along was allowed then; it is cut to what is allowed now
+            timeout = None if request.retry_of else request.timeout
+            decision = decide(self.rules, facts, agent=choice.agent, timeout=timeout, base=request.base)
             if not decision.allowed:
                 await self._refuse(request.repo, request.number, request.trigger, decision)
                 return None
-            job = _new_job(job_id, request, agent, self.settings)
-            fresh = await self.store.add_job(job)
+            job = _new_job(job_id, request, choice, facts)
+            job = job.evolve(thread_id=await self.store.thread_of(job))
+            async with self._admission:  # so that many at once do not all find the last place free
+                decision = await self._throttled(job)
+                fresh = decision.allowed and await self.store.add_job(job)
+            if not decision.allowed:
+                await self._refuse(request.repo, request.number, request.trigger, decision)
+                return None
             if not fresh:
                 job = await self.store.job(job_id) or job
             else:
-                log.info("job accepted", agent=agent, by=request.trigger.actor.login, **job.log_context())
+                log.info("job accepted", agent=job.agent, by=request.trigger.actor.login, **job.log_context())
         if job.state is JobState.queued:
             # before it is offered to the workers, so that two processes never write the first comment
             await self._best_effort(self.reporter.sticky(job, fresh=fresh), job)
-            await self.offer(job)
-            await self._best_effort(self.reporter.acknowledge(job), job)
+            await self.scheduler.offer(job)
+        # also when it runs already: the process before us may have died in between
+        await self._best_effort(self.reporter.acknowledge(job), job)
         return job
-
-    async def offer(self, job: Job) -> None:
-        """Put a queued job in front of the workers. When Redis is away it waits: housekeeping offers it again."""
-        try:
-            await self._dispatcher.enqueue(job.id)
-        except InfrastructureError as error:
-            log.warning("not enqueued yet", error=str(error), **job.log_context())
 
     async def cancel(
         self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0, silent: bool = False
     ) -> None:
-        """Stop every job of this issue or pull request that is not final."""
-        if not await self._allowed(repo, number, trigger):
-            return
+        """Stop every job of this issue or pull request that is not final.
+
+        ``silent``: it need not be meant for us (a label, a closed issue), so say nothing when nothing is there.
+        """
         jobs = [job for job in await self.store.jobs_on(repo.id, number) if not job.state.final]
+        if (silent and not jobs) or not await self._allowed(repo, number, trigger):
+            return
         for job in jobs:
             await self.stop_job(job, by=trigger.actor.login)
-        if jobs or silent:
+        if jobs:
             return  # each job's own comment says that it was cancelled
         await self.reporter.reply(
             repo,
@@ -102,15 +118,24 @@ class Conductor:
             ordinal=ordinal,
         )
 
-    async def stop_job(self, job: Job, *, by: str) -> None:
-        """Cancel a queued job now; ask the host of a running one to stop it (hosts look every two seconds)."""
+    async def cancel_job(self, job: Job, trigger: Trigger) -> None:
+        """Stop one job; its own comment tells that. Nothing happens when it has ended already."""
+        if await self._allowed(job.repo, job.number, trigger):
+            await self.stop_job(job, by=trigger.actor.login)
+
+    async def stop_job(self, job: Job, *, by: str) -> bool:
+        """Cancel a waiting job now; ask the host of a running one to stop it (hosts look every two seconds).
+
+        False when it had ended before.
+        """
         if not await self.store.request_cancel(job.id, by):
-            return
+            return False
         log.info("cancel requested", by=by, **job.log_context())
-        moved = await self.store.move(job.id, JobState.cancelled, expected=[JobState.queued])
+        moved = await self.store.cancel_unowned(job.id)
         if moved is not None:
-            await self._best_effort(self.reporter.finished(moved), moved)
-            await self.offer_next(moved)
+            await self._best_effort(self.reporter.finished(moved, also_on=moved.base_sha), moved)
+            await self.scheduler.offer_waiting()
+        return True
 
     async def retry(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> Job | None:
         """Do the last job of this issue or pull request once more, as a new job."""
@@ -122,7 +147,28 @@ class Conductor:
             text = "There is no job here that could be done again. Write `/agent` and what you want done."
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
-        last = jobs[0]
+        return await self.retry_job(jobs[0], trigger, number=number, ordinal=ordinal, allowed=True)
+
+    async def retry_job(
+        self,
+        last: Job,
+        trigger: Trigger,
+        *,
+        number: int | None = None,
+        ordinal: int = 0,
+        allowed: bool = False,
+        go_on: bool = False,
+        words: str = "",
+    ) -> Job | None:
+        """Do one job once more, as a new job.
+
+        ``number``: where to answer; ``allowed``: that was asked already; ``go_on``: from where it stopped, with
+        ``words`` to go by.
+        """
+        repo, number = last.repo, number or last.number
+        if not allowed and not await self._allowed(repo, number, trigger):
+            return None
+        new_id = job_id_for(trigger.delivery_id, ordinal)
         if not last.state.final and await self.store.job(new_id) is None:
             text = f"Job `{last.id}` is still {last.state}. `/agent cancel` stops it."
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
@@ -134,7 +180,7 @@ class Conductor:
                 number=last.number,
                 target=last.target,
                 trigger=trigger,
-                instructions=last.instructions,
+                instructions=f"{last.instructions}\n\n{words}".strip() if words else last.instructions,
                 title=last.title,
                 body=last.body,
                 agent=last.agent,
@@ -142,16 +188,60 @@ class Conductor:
                 timeout=last.timeout,
                 base=last.base,
                 retry_of=last.id,
+                go_on=go_on,
             ),
             ordinal=ordinal,
         )
+
+    async def resume(
+        self, repo: Repo, number: int, trigger: Trigger, words: str, *, ordinal: int = 0
+    ) -> Job | None:
+        """Answer the question that a paused job asks; or go on from where the last job stopped, as a new job."""
+        if not await self._allowed(repo, number, trigger):
+            return None
+        new_id = job_id_for(trigger.delivery_id, ordinal)
+        jobs = [job for job in await self.store.jobs_on(repo.id, number) if job.id != new_id]
+        if await self.store.job(new_id) is None:
+            if paused := next((job for job in jobs if job.state is JobState.paused), None):
+                return await self._answer(paused, trigger, words, number, ordinal)
+            if not jobs or jobs[0].state is JobState.succeeded:
+                text = "Nothing here stopped half way. Write `/agent` and what you want done."
+                await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+                return None
+        return await self.retry_job(
+            jobs[0], trigger, number=number, ordinal=ordinal, allowed=True, go_on=True, words=words
+        )
+
+    async def _answer(
+        self, paused: Job, trigger: Trigger, words: str, number: int, ordinal: int
+    ) -> Job | None:
+        by = trigger.actor.login
+        answered = await self.store.answer(paused.id, words, by)
+        if (
+            answered is None
+        ):  # somebody was faster, or it has just been cancelled; or this is the same event again
+            now = await self.store.job(paused.id) or paused
+            if now.answered_by != by:
+                text = f"Job `{now.id}` does not wait for an answer any more."
+                await self.reporter.reply(now.repo, number, trigger, text, ordinal=ordinal)
+            return None
+        log.info("answered", by=by, **answered.log_context())
+        await self._best_effort(self.reporter.react(answered.repo, number, trigger, "eyes"), answered)
+        await self._best_effort(self.reporter.sticky(answered), answered)
+        await self.scheduler.offer_waiting()  # for one that hibernates; the host of another looks itself
+        return answered
 
     async def status(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> None:
         """Show the jobs of this issue or pull request."""
         if not await self._allowed(repo, number, trigger):
             return
         jobs = (await self.store.jobs_on(repo.id, number))[:10]
-        text = render("comments/status.md.j2", jobs=jobs)
+        waits = {
+            job.id: waiting_words(job, await self.store.waiting(job))
+            for job in jobs
+            if job.state is JobState.queued
+        }
+        text = render("comments/status.md.j2", jobs=jobs, waits=waits)
         await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 
     async def help(
@@ -164,13 +254,9 @@ class Conductor:
         text = render("comments/help.md.j2", problem=problem, table=help_table(), agents=usable)
         await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 
-    async def offer_next(self, ended: Job) -> None:
-        """A job ended: offer those that waited for it (one at a time runs on an issue or pull request)."""
-        waiting = await self.store.jobs_on(ended.repo.id, ended.number)
-        for job in reversed(waiting):
-            if job.state is JobState.queued:
-                await self.offer(job)
-                return
+    async def _throttled(self, job: Job) -> Decision:
+        actor = job.trigger.actor
+        return throttle(self._limits, await self.store.load(job.repo.id, actor.id), actor.login)
 
     async def _allowed(self, repo: Repo, number: int, trigger: Trigger) -> bool:
         decision = authorize(await self._facts.who(repo, trigger.actor))
@@ -182,7 +268,12 @@ class Conductor:
         log.info(
             "refused", repo=repo.full_name, number=number, by=trigger.actor.login, reasons=decision.refusals
         )
-        if not decision.silent:
+        if decision.flood:
+            # told to each person once an hour, wherever they ask: a flood must not be answered by another one
+            hour = datetime.now(UTC).strftime("%Y-%m-%dT%H")
+            once = f"flood:{repo.id}:{trigger.actor.id}:{hour}"
+            await self.reporter.refuse(repo, number, trigger, decision.refusals, once=once)
+        elif not decision.silent:
             await self.reporter.refuse(repo, number, trigger, decision.refusals)
 
     async def _best_effort(self, work: Awaitable[None], job: Job) -> None:
@@ -193,21 +284,26 @@ class Conductor:
             log.warning("not reported", error=str(error), **job.log_context())
 
 
-def _new_job(job_id: str, request: Request, agent: str, settings: Settings) -> Job:
+def _new_job(job_id: str, request: Request, choice: Choice, facts: Facts) -> Job:
     return Job(
         id=job_id,
         repo=request.repo,
         number=request.number,
         target=request.target,
         trigger=request.trigger,
-        agent=agent,
-        model=request.model or settings.models.get(agent),
+        agent=choice.agent,
+        model=choice.model,
         instructions=request.instructions,
         title=request.title,
         body=request.body,
-        timeout=request.timeout or settings.job_timeout,
+        timeout=choice.timeout,
         base=request.base,
         retry_of=request.retry_of,
         state=JobState.queued,
         created_at=datetime.now(UTC),
+        config=dump(facts.config),
+        queue=queue_name(facts.config.needs),
+        priority=PERSON,
+        budget=request.budget,
+        go_on=request.go_on,
     )

@@ -29,6 +29,15 @@ class Comment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Check:
+    """A check run of ours in which somebody pressed something."""
+
+    job_id: str  # its external id
+    app_id: int  # the App that made it
+    button: str | None = None  # the identifier of the one that was pressed; None: "Re-run"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """One delivery in our words."""
 
@@ -37,13 +46,15 @@ class Event:
     action: str  # "labeled"
     repo: Repo
     actor: Actor  # who caused the event: not the issue's author
-    number: int
+    number: int  # 0 for a check run: its job knows
     target: TargetKind
     title: str
     body: str
     open: bool
+    merged: bool = False
     label: str | None = None
     comment: Comment | None = None
+    check: Check | None = None
 
     @property
     def kind(self) -> str:
@@ -52,10 +63,14 @@ class Event:
 
 
 def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Event:
-    """Translate a payload. Raises NotForUs when it is about no issue or pull request of an installation."""
+    """Translate a payload.
+
+    Raises NotForUs when it is about no issue, pull request or check run of an installation.
+    """
     try:
         repository, installation = payload["repository"], payload["installation"]
-        subject = payload.get("issue") or payload["pull_request"]
+        check = payload.get("check_run")
+        subject = payload.get("issue") or ({"number": 0} if check else payload["pull_request"])
         is_pull = "issue" not in payload or bool(subject.get("pull_request"))
         comment = payload.get("comment")
         return Event(
@@ -74,8 +89,10 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             title=str(subject.get("title") or ""),
             body=str(subject.get("body") or ""),
             open=subject.get("state", "open") == "open",
+            merged=bool(subject.get("merged")),
             label=str(payload["label"]["name"]) if payload.get("label") else None,
             comment=_comment(name, comment) if comment else None,
+            check=_check(check, payload) if check else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotForUs(f"{name}: {type(error).__name__}: {error}") from error
@@ -83,6 +100,15 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
 
 def _actor(user: Mapping[str, Any]) -> Actor:
     return Actor(login=str(user["login"]), id=int(user["id"]), type=str(user.get("type") or "User"))
+
+
+def _check(run: Mapping[str, Any], payload: Mapping[str, Any]) -> Check:
+    pressed = payload.get("requested_action")
+    return Check(
+        job_id=str(run.get("external_id") or ""),
+        app_id=int(run["app"]["id"]),
+        button=str(pressed["identifier"]) if pressed else None,
+    )
 
 
 def _comment(event: str, comment: Mapping[str, Any]) -> Comment:

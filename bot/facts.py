@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,8 @@ from bot.github import GitHub, path
 from bot.github_errors import GitHubError, NotFound
 from bot.model import Actor, Repo, Request, TargetKind
 from bot.policy import Facts
+from bot.repo_config import MAX_BYTES, Problem, RepoConfig, RepoConfigError, parse
+from bot.repo_config import PATH as CONFIG_PATH
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +73,11 @@ class FactFinder:
         if request.target is TargetKind.pull_request:
             pull = await self.pull(request.repo, request.number)
             fork, is_open = pull.from_fork, pull.open
+        config, problem = RepoConfig(), ""
+        try:
+            config = await self.repo_config(request.repo)
+        except RepoConfigError as error:
+            problem = str(error)
         return Facts(
             actor=facts.actor,
             permission=facts.permission,
@@ -77,7 +86,30 @@ class FactFinder:
             target=request.target,
             open=is_open,
             from_fork=fork,
+            config=config,
+            config_problem=problem,
         )
+
+    async def repo_config(self, repo: Repo) -> RepoConfig:
+        """The repository's own configuration on its default branch; the defaults when it has none.
+
+        Raises RepoConfigError when there is one that cannot be used.
+        https://docs.github.com/en/rest/repos/contents#get-repository-content
+        """
+        try:
+            # without a ref GitHub reads the default branch, which others cannot push to by a pull request
+            found = await self._get(repo, "/contents/{+file}", file=CONFIG_PATH)
+        except NotFound:
+            return RepoConfig()
+        if not isinstance(found, dict) or found.get("type") != "file":
+            raise RepoConfigError([Problem("it is not a plain file", 1, 1)])
+        if int(found.get("size") or 0) > MAX_BYTES or found.get("encoding") != "base64":
+            raise RepoConfigError([Problem(f"the file is larger than {MAX_BYTES // 1024} KiB", 1, 1)])
+        try:
+            text = base64.b64decode(found.get("content") or "").decode()
+        except (binascii.Error, UnicodeDecodeError) as error:
+            raise RepoConfigError([Problem("it is not text in UTF-8", 1, 1)]) from error
+        return parse(text)
 
     async def default_branch(self, repo: Repo) -> str:
         """The name of the repository's default branch."""

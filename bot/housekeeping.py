@@ -12,7 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from bot.errors import ConductorError
 from bot.model import FailureKind, Job, JobState
 from bot.queue import Dispatcher
+from bot.render import waiting_words
 from bot.report import Reporter
+from bot.scheduling import Scheduler
 from bot.store import Store
 
 log = structlog.get_logger(__name__)
@@ -22,6 +24,8 @@ INTERVAL = 10.0  # seconds
 SETTLED = timedelta(seconds=15)
 #: A running job this long past its deadline, on a host that is silent, is lost.
 ABANDONED = timedelta(minutes=15)
+#: Comments of waiting jobs that are corrected in one round: GitHub counts each edit as content creation.
+CORRECTED = 10
 
 
 class Housekeeping:
@@ -32,11 +36,13 @@ class Housekeeping:
         *,
         store: Store,
         dispatcher: Dispatcher,
+        scheduler: Scheduler,
         reporter: Reporter,
         prune: Callable[[], Awaitable[object]],
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
+        self._scheduler = scheduler
         self._reporter = reporter
         self._prune = prune
 
@@ -48,7 +54,7 @@ class Housekeeping:
 
     async def once(self) -> None:
         """One round. A part that fails is logged and does not keep the others from being done."""
-        for part in (self._offer_queued, self._end_abandoned, self._tell_ends, self._prune):
+        for part in (self._offer, self._end_abandoned, self._tell_ends, self._tell_waiting, self._prune):
             try:
                 # one server at a time: not for correctness, but to ask GitHub only once
                 async with self._dispatcher.lock(f"housekeeping:{part.__name__}", 60) as mine:
@@ -57,12 +63,11 @@ class Housekeeping:
             except (ConductorError, SQLAlchemyError, OSError) as error:
                 log.warning("housekeeping", part=part.__name__, error=str(error).split("\n")[0])
 
-    async def _offer_queued(self) -> None:
-        for job in reversed(await self._store.active_jobs(JobState.queued)):
+    async def _offer(self) -> None:
+        for job in await self._store.active_jobs(JobState.queued, JobState.paused):
             if job.cancel_requested_by:
-                await self._store.move(job.id, JobState.cancelled, expected=[JobState.queued])
-            elif datetime.now(UTC) - job.created_at > SETTLED:
-                await self._dispatcher.enqueue(job.id)
+                await self._store.cancel_unowned(job.id)
+        await self._scheduler.offer_waiting()
 
     async def _end_abandoned(self) -> None:
         silent = {attempt.job_id: attempt for attempt in await self._store.lost_attempts(ABANDONED)}
@@ -83,6 +88,17 @@ class Housekeeping:
         for job in await self._store.unreported_jobs():
             if _settled(job):
                 await self._reporter.finished(job, also_on=job.base_sha)
+
+    async def _tell_waiting(self) -> None:
+        """Correct what comments say about why a job waits. The jobs before it end, limits are reached."""
+        corrected = 0
+        for job in reversed(await self._store.active_jobs(JobState.queued)):
+            settled = datetime.now(UTC) - job.created_at > SETTLED
+            if settled and waiting_words(job, await self._store.waiting(job)) != job.waits:
+                await self._reporter.sticky(job)
+                corrected += 1
+                if corrected == CORRECTED:
+                    return
 
 
 def _settled(job: Job) -> bool:

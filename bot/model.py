@@ -222,6 +222,7 @@ class Job:
     hibernated: bool = False  # paused without a container: any host may wake it up
     held_back: str = ""  # the protected part of the change, as a patch for a human
     blocked: Mapping[str, int] = dataclasses.field(default_factory=dict)  # "host:port" -> refused so often
+    waits: str = ""  # queued: what its comment says about why it waits
 
     def evolve(self, **changes: Any) -> Job:
         """A copy with ``changes``."""
@@ -230,6 +231,18 @@ class Job:
     def log_context(self) -> dict[str, object]:
         """What every log line about this job carries."""
         return {"job": self.id, "repo": self.repo.full_name, "number": self.number}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """Why a queued job does not run yet; the first of these that is set is the reason."""
+
+    unserved: tuple[str, ...] = ()  # capabilities that no host which is there has
+    no_host: bool = False  # no worker host at all is there
+    here: int = 0  # other jobs of its conversation that come first
+    limit: str = ""  # "user", "repository" or "installation": as many as may run there do
+    running: int = 0  # of that
+    position: int = 1  # in the whole line; 1: the next
 
 
 class AttemptState(enum.StrEnum):
@@ -259,7 +272,7 @@ class Attempt:
 class Result:
     """What the agent says about its work, from its ``<result>`` block."""
 
-    status: str  # "done", "failed" or "blocked"
+    status: str  # "done", "failed", "blocked" or "question"
     title: str = ""
     summary: str = ""
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
 
-from bot.model import Actor, TargetKind
+from bot.config import Settings
+from bot.model import Actor, Request, TargetKind
+from bot.repo_config import PATH as CONFIG_PATH
+from bot.repo_config import RepoConfig
 
 #: Permission levels of https://docs.github.com/en/rest/collaborators/collaborators that may start work.
 #: The API reports "maintain" as "write" and "triage" as "read" in `permission`.
 MAY_WRITE = frozenset({"write", "admin"})
+#: The priority of what a person waits for. What a schedule starts has a lower one.
+PERSON = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,9 @@ class Facts:
     target: TargetKind = TargetKind.issue
     open: bool = True
     from_fork: bool = False
+    config: RepoConfig = field(default_factory=RepoConfig)  # of the default branch
+    config_problem: str = ""  # why that could not be used
+    unserved: tuple[str, ...] = ()  # capabilities it asks for that no worker host has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +41,47 @@ class Rules:
     agents: tuple[str, ...]
     known_agents: tuple[str, ...]
     max_timeout: int  # seconds
+    default_agent: str = ""
+    models: Mapping[str, str] = field(default_factory=dict)  # agent -> model, when nobody names one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much at once, and how often. 0: no limit."""
+
+    repository: int = 0  # running at once, as the two that follow
+    installation: int = 0
+    user: int = 0
+    user_hour: int = 0  # accepted from one person in an hour
+    queued: int = 0  # waiting in one repository
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The operator's limits."""
+        return cls(
+            repository=settings.limit_repository,
+            installation=settings.limit_installation,
+            user=settings.limit_user,
+            user_hour=settings.limit_user_hour,
+            queued=settings.limit_queued,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What counts against the limits on asking."""
+
+    user_hour: int = 0
+    queued: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a job is done with: asked for, else as the repository says, else the server's default."""
+
+    agent: str
+    model: str | None
+    timeout: int  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +100,7 @@ class Decision:
 
     root: Reason
     silent: bool = False
+    flood: bool = False  # a no that is told once and not for each thing that is asked
 
     @property
     def allowed(self) -> bool:
@@ -81,6 +132,40 @@ def authorize(facts: Facts) -> Decision:
     return Decision(root=_all("may command", [reason]))
 
 
+def choose(rules: Rules, config: RepoConfig, request: Request) -> Choice:
+    """What is used for ``request`` in a repository with ``config``."""
+    usual = config.agent or rules.default_agent
+    agent = request.agent or usual
+    # a model fits its own agent only: the repository's is for the repository's agent
+    model = request.model or (config.model if agent == usual else None) or rules.models.get(agent)
+    longest = longest_of(rules, config)
+    return Choice(agent=agent, model=model, timeout=min(request.timeout or longest, longest))
+
+
+def longest_of(rules: Rules, config: RepoConfig) -> int:
+    """How long a job may take, in seconds: the lower one of the server's limit and the repository's."""
+    return min(rules.max_timeout, config.limits.timeout or rules.max_timeout)
+
+
+def throttle(limits: Limits, load: Load, login: str) -> Decision:
+    """May one more job be accepted, or would that be too many?"""
+    reasons = [
+        Reason(
+            question="has the asker asked seldom enough",
+            ok=not limits.user_hour or load.user_hour < limits.user_hour,
+            said=f"@{login} has asked for {load.user_hour} jobs within an hour, and no more are taken. "
+            "Ask again later; until then I stay silent.",
+        ),
+        Reason(
+            question="is the line short enough",
+            ok=not limits.queued or load.queued < limits.queued,
+            said=f"{load.queued} jobs of this repository wait already, and no more are taken. "
+            "Ask again when some of them are done; until then I stay silent.",
+        ),
+    ]
+    return Decision(root=_all("may be accepted now", reasons), flood=True)
+
+
 def decide(
     rules: Rules, facts: Facts, *, agent: str, timeout: int | None = None, base: str | None = None
 ) -> Decision:
@@ -91,11 +176,24 @@ def decide(
     usable = [name for name in rules.agents if name in rules.known_agents]
     names = ", ".join(f"`{name}`" for name in usable)
     wrong_base = bool(base) and facts.target is TargetKind.pull_request
+    max_timeout = longest_of(rules, facts.config)
+    unserved = " and ".join(f"`{name}`" for name in facts.unserved)
     reasons = [
         *access.root.because,
         Reason(
+            question="is the repository's configuration usable",
+            ok=not facts.config_problem,
+            said=facts.config_problem,
+        ),
+        Reason(
+            question="is there a host for it",
+            ok=not facts.unserved,
+            said=f"No worker host serves {unserved}, which `{CONFIG_PATH}` asks for under `needs`.",
+        ),
+        Reason(
             question="is the agent offered",
-            ok=agent in usable,
+            # without a usable configuration nobody knows which agent is meant
+            ok=agent in usable or bool(facts.config_problem),
             said=f"The agent `{agent}` is not offered here; there are {names}.",
         ),
         Reason(
@@ -121,8 +219,8 @@ def decide(
         ),
         Reason(
             question="is the time limit allowed",
-            ok=timeout is None or timeout <= rules.max_timeout,
-            said=f"The time limit here is at most {rules.max_timeout} seconds.",
+            ok=timeout is None or timeout <= max_timeout,
+            said=f"The time limit here is at most {max_timeout} seconds.",
         ),
     ]
     return Decision(root=_all("may start", reasons))

@@ -1,13 +1,17 @@
-"""RQ as the dispatcher: a Redis job carries one id, as JSON, to the worker that has a free slot.
+"""RQ as the dispatcher: a Redis job wakes the worker host that has a free slot.
 
-SQL is the truth. Whatever Redis forgets is enqueued again from there, so an id may come twice: claiming it is
-a compare-and-set, and the second one is told no.
+SQL is the truth: it says which job a woken host takes. Whatever Redis forgets is offered again from there, and a
+wake-up too many finds nothing to do.
+
+There is one queue for each combination of capabilities that hosts have, because RQ takes from a single queue alone
+with BLMOVE, which loses nothing when the worker is killed; so a wake-up is put into every queue whose hosts will do.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from redis import Redis
@@ -19,7 +23,7 @@ from rq.serializers import JSONSerializer
 
 from bot.errors import ConfigurationError, InfrastructureError
 
-QUEUE_NAME = "conductor"
+QUEUE_PREFIX = "conductor"
 #: What RQ imports and calls on the worker host, with the job's id.
 ENTRY = "runners.worker.take"
 REDIS_TIMEOUT = 5  # seconds for one command
@@ -41,28 +45,48 @@ def connect(url: str, *, blocking_for: float = 0) -> Redis:
         ) from error
 
 
+def queue_for(serves: Iterable[str]) -> str:
+    """The RQ queue of the hosts that have exactly the capabilities ``serves``."""
+    return ":".join([QUEUE_PREFIX, *sorted(serves)])
+
+
 class Dispatcher:
-    """Puts job ids where the worker hosts find them."""
+    """Wakes worker hosts."""
 
     def __init__(self, url: str) -> None:
         self._redis = connect(url)
-        self._queue = Queue(QUEUE_NAME, connection=self._redis, serializer=JSONSerializer)
 
-    async def enqueue(self, job_id: str) -> None:
-        """Offer a queued job to the worker hosts. Offering it again while it waits changes nothing.
+    async def offer(self, job_ids: Sequence[str], serves: Iterable[str] = ()) -> None:
+        """Wake hosts that have exactly the capabilities ``serves``: one for each job, in this order.
 
-        Raises InfrastructureError when Redis does not take it; the job is safe in SQL all the same, and
-        housekeeping offers it again.
+        Offering a job again while its wake-up waits changes nothing. Raises InfrastructureError when Redis does not
+        take it; the jobs are safe in SQL all the same, and housekeeping offers them again.
         """
-        try:
-            await asyncio.to_thread(self._enqueue, job_id)
-        except RedisError as error:
-            raise _unreachable(error) from error
+        if job_ids:
+            try:
+                await asyncio.to_thread(self._offer, job_ids, queue_for(serves))
+            except RedisError as error:
+                raise _unreachable(error) from error
 
-    def _enqueue(self, job_id: str) -> None:
+    def _offer(self, job_ids: Sequence[str], name: str) -> None:
+        queue = Queue(name, connection=self._redis, serializer=JSONSerializer)
         # RQ's own `unique` asks for the job's hash, which a killed worker leaves behind: ask the list itself
-        if self._redis.lpos(self._queue.key, job_id) is None:
-            self._queue.enqueue(ENTRY, job_id, job_id=job_id, result_ttl=0, failure_ttl=60, job_timeout=60)
+        waiting = {tick.rpartition("-")[0] for tick in queue.job_ids}
+        queue.enqueue_many(
+            [
+                Queue.prepare_data(
+                    ENTRY,
+                    (job_id,),
+                    # never the same twice: RQ forgets a job by its id after it ran, maybe while it waits again
+                    job_id=f"{job_id}-{uuid.uuid4().hex[:12]}",
+                    result_ttl=0,
+                    failure_ttl=60,
+                    timeout=60,
+                )
+                for job_id in job_ids
+                if job_id not in waiting
+            ]
+        )
 
     @asynccontextmanager
     async def lock(self, name: str, seconds: int) -> AsyncIterator[bool]:
@@ -82,10 +106,11 @@ class Dispatcher:
                 with suppress(RedisError):  # it ends by itself
                     await asyncio.to_thread(lock.release)
 
-    async def waiting(self) -> int:
-        """How many ids wait in Redis."""
+    async def waiting(self, serves: Iterable[str] = ()) -> int:
+        """How many wake-ups wait for hosts that have exactly the capabilities ``serves``."""
+        queue = Queue(queue_for(serves), connection=self._redis, serializer=JSONSerializer)
         try:
-            return int(await asyncio.to_thread(lambda: self._queue.count))
+            return int(await asyncio.to_thread(lambda: queue.count))
         except RedisError as error:
             raise _unreachable(error) from error
 

@@ -7,7 +7,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from bot.model import Job, JobState, Usage
+from bot.model import Job, JobState, Usage, Waiting
 
 #: GitHub refuses longer bodies (issues, comments, pull requests) and check-run summaries.
 MAX_BODY = 65_000
@@ -75,15 +75,49 @@ def tokens(usage: Usage) -> str:
     return f"{parts}, {money(usage)}"
 
 
+def ordinal(number: int) -> str:
+    """``1`` -> ``1st``, ``12`` -> ``12th``."""
+    endings = {1: "st", 2: "nd", 3: "rd"}
+    return f"{number}{'th' if number % 100 in (11, 12, 13) else endings.get(number % 10, 'th')}"
+
+
+def waiting_words(job: Job, waiting: Waiting) -> str:
+    """When a queued job will start: what follows "it starts"."""
+    if waiting.unserved:
+        names = " and ".join(f"`{name}`" for name in waiting.unserved)
+        return f"when a worker host that serves {names} is there; none is at the moment"
+    if waiting.no_host:
+        return "when a worker host is there; none is at the moment"
+    if waiting.here:
+        return f"after {waiting.here} other {'job' if waiting.here == 1 else 'jobs'} here"
+    if waiting.limit:
+        runs = "job that runs" if waiting.running == 1 else f"{waiting.running} jobs that run"
+        whose = {
+            "user": f"for {quiet(job.trigger.actor.login)}",
+            "repository": "in this repository",
+            "installation": f"for {quiet(job.repo.owner)}",
+        }[waiting.limit]
+        ends = "when the" if waiting.running == 1 else "when one of the"
+        return f"{ends} {runs} {whose} has ended; no more may run at once"
+    if waiting.position > 1:
+        return f"as soon as a slot is free: it is {ordinal(waiting.position)} in line"
+    return "as soon as a slot is free"
+
+
 def next_step(job: Job) -> str:
     """What the reader may do now."""
     if job.state is JobState.succeeded and job.head_sha:
         return f"review pull request #{job.pull_number}." if job.pull_number else ""
     if job.state in (JobState.queued, JobState.running):
         return "`/agent cancel` stops it."
+    if job.state is JobState.paused:
+        return "" if job.answer is not None else "write `/agent resume` and your answer; `/agent cancel` stops it."
     if job.state is JobState.succeeded:
         return "write `/agent` and what should be different."
-    return "write `/agent retry` to do it once more, or `/agent` and what should be different."
+    return (
+        "write `/agent resume` to go on from where it stopped, `/agent retry` to do it afresh, or `/agent` and what "
+        "should be different."
+    )
 
 
 @cache

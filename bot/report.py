@@ -6,9 +6,10 @@ marker, check runs by their external id, pull requests by their branch.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -18,12 +19,18 @@ from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import Job, JobState, Repo, TargetKind, Trigger
 from bot.redact import Redactor
-from bot.render import clip, marker, next_step, oneline, render
+from bot.render import clip, marker, next_step, oneline, render, waiting_words
 from bot.store import Store
 
 log = structlog.get_logger(__name__)
 
 CHECK_NAME = "agent"
+#: A job younger than this without a comment: whoever accepted it is just writing one. A second is not to be made.
+FIRST_COMMENT = timedelta(seconds=10)
+#: At most 20, 40 and 20 characters; a press comes back as `check_run.requested_action` with the identifier.
+#: https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#check-runs-and-requested-actions
+CANCEL_BUTTON = {"label": "Cancel", "description": "Stop this job", "identifier": "cancel"}
+RETRY_BUTTON = {"label": "Retry", "description": "Do this job once more", "identifier": "retry"}
 #: Conclusions of https://docs.github.com/en/rest/checks/runs#create-a-check-run
 _CONCLUSIONS = {
     JobState.succeeded: "success",
@@ -50,13 +57,24 @@ class Reporter:
 
     async def sticky(self, job: Job, *, progress: Sequence[str] = (), fresh: bool = False) -> None:
         """Create or edit the job's one comment, and remember its id. ``fresh``: there cannot be one yet."""
-        position = await self._store.queue_position(job) if job.state is JobState.queued else 0
+        while True:
+            await self._write_sticky(job, progress, fresh=fresh)
+            now = await self._store.job(job.id)
+            if now is None or now.state is job.state:
+                return
+            # it went on in between, and whoever told that may have been overwritten: the newer state must stay
+            job, progress, fresh = now, (), False
+
+    async def _write_sticky(self, job: Job, progress: Sequence[str], *, fresh: bool) -> None:
+        waits = ""
+        if job.state is JobState.queued:
+            waits = waiting_words(job, await self._store.waiting(job))
         body = self._clean(
             render(
                 "comments/sticky.md.j2",
                 job=job,
                 marker=marker("job", job.id),
-                position=position,
+                waits=waits,
                 progress=[self._redactor.text(line) for line in progress],
                 next_step=next_step(job),
                 took=_took(job),
@@ -66,13 +84,29 @@ class Reporter:
         if fresh:
             comment_id = await self._create_comment(self._client(job.repo), job.repo, job.number, body)
         else:
-            comment_id = await self._upsert_comment(job.repo, job.number, mark, body, known=job.comment_id)
-        if comment_id != job.comment_id:
-            await self._store.note(job.id, comment_id=comment_id)
+            known = job.comment_id or await self._first_comment(job)
+            comment_id = await self._upsert_comment(job.repo, job.number, mark, body, known=known)
+        if comment_id != job.comment_id or waits != job.waits:
+            await self._store.note(job.id, comment_id=comment_id, waits=waits)
+
+    async def _first_comment(self, job: Job) -> int | None:
+        """The comment that somebody else may be creating right now, when the job is that young."""
+        while datetime.now(UTC) - job.created_at < FIRST_COMMENT:
+            now = await self._store.job(job.id)
+            if now is not None and now.comment_id is not None:
+                return now.comment_id
+            await asyncio.sleep(0.1)
+        return None
 
     async def started(self, job: Job) -> None:
         """🚀 on the command or the issue: an agent works on it."""
         await self.react(job.repo, job.number, job.trigger, "rocket")
+
+    async def ask(self, job: Job, *, turn: int) -> None:
+        """Tell whoever asked for the job that its agent has a question, in a comment of its own: those are noticed."""
+        mark = marker("question", f"{job.id}/{job.fence}/{turn}")
+        body = self._clean(render("comments/question.md.j2", marker=mark, job=job))
+        await self._upsert_comment(job.repo, job.number, mark, body, known=None)
 
     async def check(self, job: Job, sha: str) -> None:
         """Create or update the job's check run on ``sha``: in progress, or completed with the job's end."""
@@ -82,7 +116,13 @@ class Reporter:
                 render("check/summary.md.j2", job=job, next_step=next_step(job), took=_took(job))
             ),
         }
-        values: dict[str, Any] = {"name": CHECK_NAME, "external_id": job.id, "output": output}
+        button = RETRY_BUTTON if job.state.final else CANCEL_BUTTON
+        values: dict[str, Any] = {
+            "name": CHECK_NAME,
+            "external_id": job.id,
+            "output": output,
+            "actions": [button],
+        }
         if job.state.final:
             conclusion = _CONCLUSIONS[job.state]
             if job.state is JobState.succeeded and not job.head_sha:
@@ -144,9 +184,11 @@ class Reporter:
 
     # --- answers to people
 
-    async def refuse(self, repo: Repo, number: int, trigger: Trigger, sentences: Sequence[str]) -> None:
-        """Say no politely, once for each person and issue."""
-        key = f"refused:{repo.id}:{number}:{trigger.actor.id}:{_digest(sentences)}"
+    async def refuse(
+        self, repo: Repo, number: int, trigger: Trigger, sentences: Sequence[str], *, once: str = ""
+    ) -> None:
+        """Say no politely, once for each person and issue, or once for all that has the key ``once``."""
+        key = once or f"refused:{repo.id}:{number}:{trigger.actor.id}:{_digest(sentences)}"
         if not await self._store.say_once(key):
             return
         mark = marker("refusal", trigger.delivery_id)

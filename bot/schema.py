@@ -137,7 +137,11 @@ jobs = Table(
     Column("hibernated", Boolean, nullable=False, server_default=false()),
     Column("held_back", Text, nullable=False, server_default=""),
     Column("blocked", JSON, nullable=False, server_default="{}"),
+    Column("waits", Text, nullable=False, server_default=""),  # what its comment says about why it waits
     Index("ix_jobs_state", "state"),
+    Index("ix_jobs_state_repo_id", "state", "repo_id"),  # how many run
+    Index("ix_jobs_repo_id_started_at", "repo_id", "started_at"),  # when it was served last
+    Index("ix_jobs_actor_id_created_at", "actor_id", "created_at"),  # how often somebody asked
     Index("ix_jobs_repo_id_number", "repo_id", "number"),
     Index("ix_jobs_thread_id", "thread_id"),
 )
@@ -218,6 +222,7 @@ hosts = Table(
     Column("slots", Integer, nullable=False),
     Column("started_at", UtcDateTime, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
+    Column("serves", JSON, nullable=False, server_default="[]"),  # its capabilities, sorted
 )
 
 #: Things said once to somebody (a polite refusal), so that they are not said again.

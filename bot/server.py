@@ -20,9 +20,11 @@ from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.housekeeping import Housekeeping
 from bot.inbox import Delivery, Inbox
+from bot.policy import Limits
 from bot.queue import Dispatcher
 from bot.redact import Redactor
 from bot.report import Reporter
+from bot.scheduling import Scheduler
 from bot.store import Store
 from bot.web import create_app
 from handlers.table import router
@@ -37,51 +39,60 @@ KEEP_DELIVERIES = timedelta(days=8)
 @asynccontextmanager
 async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
     """Serve while the block runs; yields the address. Raises ConductorError when something cannot be used."""
-    settings.require("github_app_id", "github_private_key", "webhook_secret", "redis_url")
+    settings.require("webhook_secret")
+    async with heart(settings, redactor) as (conductor, dispatcher):
+        store = conductor.store
+        await dispatcher.ping()
+        inbox = Inbox(store.engine)
+        housekeeping = Housekeeping(
+            store=store,
+            dispatcher=dispatcher,
+            scheduler=conductor.scheduler,
+            reporter=conductor.reporter,
+            prune=lambda: inbox.prune(datetime.now(UTC) - KEEP_DELIVERIES),
+        )
+        app = create_app(
+            settings,
+            inbox=inbox,
+            wanted=router.wanted,
+            on_delivery=lambda delivery: handle(delivery, conductor),
+            checks={"database": store.ping, "redis": dispatcher.ping},
+        )
+        async with _listening(app, settings) as address:
+            keeper = asyncio.create_task(housekeeping.run(), name="housekeeping")
+            log.info(
+                "serving",
+                address=address,
+                version=__version__,
+                github=settings.github_api_url,
+                database=redacted_url(settings.sql_url),
+            )
+            try:
+                yield address
+            finally:
+                keeper.cancel()
+                await asyncio.gather(keeper, return_exceptions=True)
+
+
+@asynccontextmanager
+async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[Conductor, Dispatcher]]:
+    """What decides, with its database, Redis and GitHub: for the server, and for the operator's commands."""
+    settings.require("github_app_id", "github_private_key", "redis_url")
     engine = create_engine(settings.sql_url)
     dispatcher = Dispatcher(settings.redis_url)
     try:
         await upgrade(engine)
-        await dispatcher.ping()
         async with GitHub.from_settings(settings, on_token=redactor.add) as github:
-            store = Store(engine)
-            reporter = Reporter(github, store, redactor)
+            store = Store(engine, Limits.of(settings))
             conductor = Conductor(
                 settings=settings,
                 store=store,
-                dispatcher=dispatcher,
+                scheduler=Scheduler(store, dispatcher),
                 facts=FactFinder(github),
-                reporter=reporter,
+                reporter=Reporter(github, store, redactor),
                 known_agents=known_agents(),
             )
-            inbox = Inbox(engine)
-            housekeeping = Housekeeping(
-                store=store,
-                dispatcher=dispatcher,
-                reporter=reporter,
-                prune=lambda: inbox.prune(datetime.now(UTC) - KEEP_DELIVERIES),
-            )
-            app = create_app(
-                settings,
-                inbox=inbox,
-                wanted=router.wanted,
-                on_delivery=lambda delivery: handle(delivery, conductor),
-                checks={"database": store.ping, "redis": dispatcher.ping},
-            )
-            async with _listening(app, settings) as address:
-                keeper = asyncio.create_task(housekeeping.run(), name="housekeeping")
-                log.info(
-                    "serving",
-                    address=address,
-                    version=__version__,
-                    github=settings.github_api_url,
-                    database=redacted_url(settings.sql_url),
-                )
-                try:
-                    yield address
-                finally:
-                    keeper.cancel()
-                    await asyncio.gather(keeper, return_exceptions=True)
+            yield conductor, dispatcher
     finally:
         dispatcher.close()
         await engine.dispose()

@@ -8,11 +8,25 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Table, and_, exists, func, insert, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    and_,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from bot import claims
 from bot.errors import StaleAttempt
 from bot.model import (
     FINAL_STATES,
@@ -28,18 +42,29 @@ from bot.model import (
     TargetKind,
     Trigger,
     Usage,
+    Waiting,
     attempt_id,
 )
+from bot.policy import Limits, Load
 from bot.schema import answers, attempts, hosts, jobs, threads, turns
 
 ACTIVE = (JobState.queued, JobState.running, JobState.paused)
+#: A host that was seen within this time is there; hosts tell every twenty seconds that they live.
+PRESENT = timedelta(seconds=90)
+#: Claims that lose a race against a cancellation look again, at most so often.
+CLAIM_TRIES = 5
+#: Of a PostgreSQL advisory lock: one host claims at a time, so that no two of them reach a limit together.
+CLAIM_LOCK = 7265618
+OFFERED = 500  # waiting jobs that are offered to the hosts at once
 
 
 class Store:
     """All SQL of the product but the inbox's. Methods raise SQLAlchemy's errors when the database fails."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, limits: Limits | None = None) -> None:
+        """``limits``: on what runs at once, for claims and for telling why a job waits. Default: none."""
         self.engine = engine
+        self.limits = limits or Limits()
 
     # --- jobs
 
@@ -70,14 +95,6 @@ class Store:
     async def recent_jobs(self, limit: int = 50) -> list[Job]:
         """The newest jobs."""
         return await self._jobs(true(), limit)
-
-    async def queue_position(self, job: Job) -> int:
-        """How many queued jobs were accepted before this one."""
-        ahead = select(func.count()).where(
-            jobs.c.state == str(JobState.queued), jobs.c.created_at < job.created_at
-        )
-        async with self.engine.connect() as connection:
-            return int((await connection.execute(ahead)).scalar_one())
 
     async def unreported_jobs(self) -> list[Job]:
         """Final jobs whose end GitHub was not told yet."""
@@ -123,6 +140,22 @@ class Store:
             row = done.one_or_none()
         return None if row is None else _job(row)
 
+    async def cancel_unowned(self, job_id: str) -> Job | None:
+        """Cancel a job that no host works on: queued, or hibernated. None when it is neither."""
+        unowned = or_(
+            jobs.c.state == str(JobState.queued),
+            and_(jobs.c.state == str(JobState.paused), jobs.c.hibernated),
+        )
+        async with self._begin() as connection:
+            done = await connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, unowned)
+                .values(state=str(JobState.cancelled), finished_at=datetime.now(UTC))
+                .returning(*jobs.c)
+            )
+            row = done.one_or_none()
+        return None if row is None else _job(row)
+
     async def note(self, job_id: str, *, fence: int | None = None, **changes: Any) -> None:
         """Write facts about a job (never its state). With ``fence``: only while that attempt is the newest.
 
@@ -147,6 +180,18 @@ class Store:
             if (await connection.execute(found)).one_or_none() is None:
                 raise StaleAttempt(f"Attempt {fence} does not own job {job_id} any more.")
 
+    async def answer(self, job_id: str, text: str, by: str) -> Job | None:
+        """Answer what a paused job asks. None when it does not ask (any more), or somebody answered before."""
+        async with self._begin() as connection:
+            done = await connection.execute(
+                update(jobs)
+                .where(jobs.c.id == job_id, jobs.c.state == str(JobState.paused), jobs.c.answer.is_(None))
+                .values(answer=text, answered_by=by)
+                .returning(*jobs.c)
+            )
+            row = done.one_or_none()
+        return None if row is None else _job(row)
+
     async def request_cancel(self, job_id: str, by: str) -> bool:
         """Remember that ``by`` wants the running job to stop. False when it is final already."""
         async with self._begin() as connection:
@@ -157,49 +202,130 @@ class Store:
             )
         return done.rowcount == 1
 
-    # --- attempts
+    # --- the line: who waits, why, and who is next
 
-    async def claim(self, job_id: str, host: str) -> tuple[Job, Attempt] | None:
-        """Take a queued job for ``host`` with a new fencing number.
+    async def claim_next(
+        self, host: str, serves: Iterable[str] = (), *, only: str | None = None
+    ) -> tuple[Job, Attempt] | None:
+        """Take the best waiting job for ``host``, which has the capabilities ``serves``, with a new fencing number.
 
-        None when it is not queued any more, was asked to stop, or another job of the same issue or pull
-        request is running: it stays queued then, and is offered again when that one ends.
+        None when nothing may start now (``bot.claims`` says what may); it is offered again when that changes.
+        ``only``: this job or none. Any number of hosts may ask at once.
         """
-        now = datetime.now(UTC)
-        mine, other = jobs, jobs.alias()
-        busy = exists().where(
-            other.c.repo_id == mine.c.repo_id,
-            other.c.number == mine.c.number,
-            other.c.id != mine.c.id,
-            or_(
-                other.c.state.in_([str(JobState.running), str(JobState.paused)]),
-                # strictly in the order in which people asked
-                and_(other.c.state == str(JobState.queued), other.c.created_at < mine.c.created_at),
-            ),
+        for _ in range(CLAIM_TRIES):
+            now = datetime.now(UTC)
+            async with self._begin() as connection:
+                if connection.dialect.name == "postgresql":
+                    await connection.execute(select(func.pg_advisory_xact_lock(CLAIM_LOCK)))
+                chosen = await self._next(frozenset(serves), now, connection, only)
+                # one statement: SQLite has the write lock from its first look to its last
+                done = await connection.execute(
+                    update(jobs)
+                    .where(jobs.c.id == chosen.scalar_subquery(), claims.waiting(jobs))
+                    .values(
+                        state=str(JobState.running),
+                        fence=jobs.c.fence + 1,
+                        started_at=func.coalesce(jobs.c.started_at, now),
+                        phase=str(Phase.image),
+                        hibernated=False,
+                        waits="",
+                    )
+                    .returning(*jobs.c)
+                )
+                row = done.one_or_none()
+                if row is not None:
+                    job = _job(row)
+                    # it ran before: a human was asked, and that costs no time
+                    paused_at = job.asked_at if job.fence > 1 else None
+                    return job, await self._add_attempt(connection, job, host, now, paused_at=paused_at)
+                if (await connection.execute(chosen)).first() is None:
+                    return None
+        return None  # housekeeping offers it again
+
+    async def _next(
+        self, serves: frozenset[str], now: datetime, connection: AsyncConnection, only: str | None
+    ) -> Select[tuple[str]]:
+        job = jobs.alias()
+        names = (
+            await connection.execute(select(jobs.c.queue).where(claims.waiting(jobs)).distinct())
+        ).scalars()
+        fitting = [name for name in names if claims.needs_of(name) <= serves]
+        where = [claims.may_start(job, self.limits), job.c.queue.in_(fitting)]
+        if only is not None:
+            where.append(job.c.id == only)
+        return select(job.c.id).where(*where).order_by(*claims.best_first(job, now)).limit(1)
+
+    async def startable(self) -> list[tuple[str, str]]:
+        """Id and queue of the jobs that may start now on a host that has what they need, the best first."""
+        job = jobs.alias()
+        query = (
+            select(job.c.id, job.c.queue)
+            .where(claims.may_start(job, self.limits))
+            .order_by(*claims.best_first(job, datetime.now(UTC)))
+            .limit(OFFERED)
         )
-        async with self._begin() as connection:
-            done = await connection.execute(
-                update(mine)
-                .where(
-                    mine.c.id == job_id,
-                    mine.c.state == str(JobState.queued),
-                    mine.c.cancel_requested_by.is_(None),
-                    ~busy,
-                )
-                .values(
-                    state=str(JobState.running),
-                    fence=mine.c.fence + 1,
-                    started_at=func.coalesce(mine.c.started_at, now),
-                    phase=str(Phase.image),
-                )
-                .returning(*mine.c)
-            )
-            row = done.one_or_none()
-            if row is None:
-                return None
-            job = _job(row)
-            attempt = await self._add_attempt(connection, job, host, now)
-        return job, attempt
+        async with self.engine.connect() as connection:
+            return [(row.id, row.queue) for row in await connection.execute(query)]
+
+    async def waiting(self, job: Job) -> Waiting:
+        """Why a queued job does not run yet."""
+        mine, other, now = jobs.alias(), jobs.alias(), datetime.now(UTC)
+        bounds = {name: bound for name, bound in claims.limited(self.limits).items() if bound}
+        query = select(
+            select(func.count()).where(claims.ahead_here(mine, other)).correlate(mine).scalar_subquery(),
+            select(func.count()).where(claims.ahead(mine, other, now)).correlate(mine).scalar_subquery(),
+            *(claims.running(mine, name) for name in bounds),
+        ).where(mine.c.id == job.id)
+        present = await self.present()
+        async with self.engine.connect() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        if row is None:
+            return Waiting()
+        here, ahead, *counts = row
+        reached = [
+            (name, count)
+            for (name, bound), count in zip(bounds.items(), counts, strict=True)
+            if count >= bound
+        ]
+        limit, running = reached[0] if reached else ("", 0)
+        needs = claims.needs_of(job.queue)
+        # what no single host has altogether
+        unserved = needs - max(present, key=lambda serves: len(needs & serves), default=frozenset())
+        return Waiting(
+            unserved=tuple(sorted(unserved)),
+            no_host=not present,
+            here=here,
+            limit=limit,
+            running=running,
+            position=ahead + 1,
+        )
+
+    async def present(self) -> set[frozenset[str]]:
+        """What the worker hosts that are there serve, each combination once."""
+        query = select(hosts.c.serves).where(hosts.c.seen_at >= datetime.now(UTC) - PRESENT)
+        async with self.engine.connect() as connection:
+            return {frozenset(row.serves) for row in await connection.execute(query)}
+
+    async def unserved(self, needs: Iterable[str]) -> tuple[str, ...]:
+        """Those of ``needs`` that no host ever had together with the others: nobody will take such a job."""
+        wanted = frozenset(needs)
+        if not wanted:
+            return ()
+        async with self.engine.connect() as connection:
+            known = [frozenset(row.serves) for row in await connection.execute(select(hosts.c.serves))]
+        best = max(known, key=lambda serves: len(wanted & serves), default=frozenset[str]())
+        return tuple(sorted(wanted - best))
+
+    async def load(self, repo_id: int, actor_id: int) -> Load:
+        """What counts against the limits on asking."""
+        hour_ago = datetime.now(UTC) - timedelta(hours=1)
+        asked = select(func.count()).where(jobs.c.actor_id == actor_id, jobs.c.created_at > hour_ago)
+        queued = select(func.count()).where(jobs.c.state == str(JobState.queued), jobs.c.repo_id == repo_id)
+        async with self.engine.connect() as connection:
+            row = (await connection.execute(select(asked.scalar_subquery(), queued.scalar_subquery()))).one()
+        return Load(user_hour=row[0], queued=row[1])
+
+    # --- attempts
 
     async def take_over(self, job_id: str, *, from_fence: int, host: str) -> tuple[Job, Attempt] | None:
         """Start a new attempt of a running job whose attempt ``from_fence`` was lost. None: somebody else did."""
@@ -223,7 +349,21 @@ class Store:
             attempt = await self._add_attempt(connection, job, host, now)
         return job, attempt
 
-    async def _add_attempt(self, connection: AsyncConnection, job: Job, host: str, now: datetime) -> Attempt:
+    async def _add_attempt(
+        self,
+        connection: AsyncConnection,
+        job: Job,
+        host: str,
+        now: datetime,
+        *,
+        paused_at: datetime | None = None,
+    ) -> Attempt:
+        query = select(attempts.c.deadline).where(attempts.c.id == attempt_id(job.id, job.fence - 1))
+        deadline = (await connection.execute(query)).scalar_one_or_none()
+        if deadline is None:
+            deadline = (job.started_at or now) + timedelta(seconds=job.timeout)
+        elif paused_at is not None:
+            deadline = now + (deadline - paused_at)  # what was left when the question was asked
         attempt = Attempt(
             id=attempt_id(job.id, job.fence),
             job_id=job.id,
@@ -231,8 +371,8 @@ class Store:
             host=host,
             state=AttemptState.starting,
             claimed_at=now,
-            # counted from the first start: a job's time limit is not renewed by losing a host
-            deadline=(job.started_at or now) + timedelta(seconds=job.timeout),
+            # of the attempt before, if there was one: a job's time limit is not renewed by losing a host
+            deadline=deadline,
         )
         await connection.execute(insert(attempts).values(dataclasses.asdict(attempt)))
         return attempt
@@ -249,6 +389,13 @@ class Store:
         async with self._begin() as connection:
             await connection.execute(
                 update(attempts).where(attempts.c.id == attempt.id).values(state=str(state), ended_at=ended)
+            )
+
+    async def renew(self, attempt: Attempt) -> None:
+        """Write the attempt's new deadline."""
+        async with self._begin() as connection:
+            await connection.execute(
+                update(attempts).where(attempts.c.id == attempt.id).values(deadline=attempt.deadline)
             )
 
     async def lost_attempts(self, silent_for: timedelta) -> list[Attempt]:
@@ -307,9 +454,16 @@ class Store:
                 statement.on_conflict_do_update(index_elements=["id", "agent"], set_=values)
             )
 
-    async def host_seen(self, name: str, slots: int, started_at: datetime) -> None:
-        """The heartbeat of a worker host."""
-        values = {"slots": slots, "started_at": started_at, "seen_at": datetime.now(UTC)}
+    async def host_seen(
+        self, name: str, slots: int, started_at: datetime, serves: Iterable[str] = ()
+    ) -> None:
+        """The heartbeat of a worker host, which has the capabilities ``serves``."""
+        values = {
+            "slots": slots,
+            "started_at": started_at,
+            "seen_at": datetime.now(UTC),
+            "serves": sorted(serves),
+        }
         async with self._begin() as connection:
             statement = self._insert(hosts).values(name=name, **values)
             await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
@@ -380,6 +534,7 @@ def _job_row(job: Job) -> dict[str, Any]:
         "installation_id": job.repo.installation_id,
         "trigger": dataclasses.asdict(job.trigger),
         "actor_id": job.trigger.actor.id,
+        "thread_id": job.thread_id or f"{job.repo.id}-{job.number}",
         "config": dict(job.config),
         "blocked": dict(job.blocked),
     }
@@ -409,7 +564,7 @@ def _job(row: Row[Any]) -> Job:
                 "fence", "message", "summary", "branch", "base_sha", "head_sha", "pull_number", "comment_id",
                 "check_run_id", "cancel_requested_by", "created_at", "started_at", "finished_at",
                 "thread_id", "config", "queue", "priority", "budget", "go_on", "question", "asked_at", "answer",
-                "answered_by", "hibernated", "held_back", "blocked",
+                "answered_by", "hibernated", "held_back", "blocked", "waits",
             )
         },
     )  # fmt: skip

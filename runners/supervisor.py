@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from bot.errors import ConductorError
+from bot.claims import needs_of
+from bot.errors import ConductorError, StaleAttempt
 from bot.model import Attempt, AttemptState, FailureKind, Job, JobState
 from bot.store import Store
 
@@ -20,6 +21,7 @@ log = structlog.get_logger(__name__)
 #: Seconds before an attempt goes on after a fault; about three minutes, for a service that is being restarted.
 RETRY_DELAYS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 60.0)
 LOOK_INTERVAL = 2.0  # seconds between looks at cancellations
+HEARTBEAT = 20.0  # seconds, or a third of the lease if that is less; bot.store.PRESENT is several of them
 
 #: Carries out one attempt, to the very end. Its event is set when the job is to stop. When the task is cancelled,
 #: this process ends: everything stays as it is, for the next one to adopt.
@@ -63,14 +65,28 @@ class Slots:
 class Supervisor:
     """Runs one task for each attempt of this host.
 
-    ``lease`` is how long a host may be silent before others take its attempts over.
+    ``lease`` is how long a host may be silent before others take its attempts over; ``serves`` are the
+    capabilities that jobs may ask for; ``frozen`` is how long a paused attempt keeps its container.
     """
 
-    def __init__(self, *, store: Store, host: str, slots: Slots, lease: timedelta, perform: Perform) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        host: str,
+        slots: Slots,
+        lease: timedelta,
+        perform: Perform,
+        serves: Iterable[str] = (),
+        frozen: timedelta = timedelta(minutes=10),
+    ) -> None:
         self.slots = slots
+        self.serves = frozenset(serves)
         self._store = store
         self._host = host
         self._lease = lease
+        self._frozen = frozen
+        self._claiming = asyncio.Lock()  # a claimed attempt is in SQL before it has its task
         self._perform = perform
         self._started_at = datetime.now(UTC)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -82,19 +98,23 @@ class Supervisor:
         """The ids of the attempts under way."""
         return tuple(self._tasks)
 
-    async def take(self, job_id: str) -> bool:
-        """Claim a job and start it. The caller holds a slot for it; False: keep the slot, there is nothing to do."""
+    async def take_next(self) -> bool:
+        """Claim the best job that may start, and start it.
+
+        The caller holds a slot for it. False: keep the slot, there is nothing to do.
+        """
         if self._closing:
             return False
-        claimed = await self._store.claim(job_id, self._host)
-        if claimed is None:
-            return False
-        self._spawn(*claimed)
-        return True
+        async with self._claiming:
+            claimed = await self._store.claim_next(self._host, self.serves)
+            if claimed is None:
+                return False
+            self._spawn(*claimed)
+            return True
 
     async def adopt(self) -> None:
         """Go on with what the process before us left."""
-        await self._store.host_seen(self._host, self.slots.total, self._started_at)
+        await self._tell_that_we_live()
         for attempt in await self._store.attempts_of(self._host):
             if attempt.id not in self._tasks and (job := await self._store.job(attempt.job_id)):
                 log.info("adopted", attempt=attempt.id, state=str(attempt.state), **job.log_context())
@@ -107,10 +127,11 @@ class Supervisor:
         while True:
             try:
                 if beat <= 0:
-                    await self._store.host_seen(self._host, self.slots.total, self._started_at)
+                    await self._tell_that_we_live()
                     await self._take_over_lost()
-                    beat = self._lease.total_seconds() / 3
+                    beat = min(HEARTBEAT, self._lease.total_seconds() / 3)
                 await self._pass_on_cancellations()
+                await self._look_after_own()
             except (SQLAlchemyError, OSError) as error:
                 log.warning("the database does not answer", error=str(error).split("\n")[0])
             beat -= LOOK_INTERVAL
@@ -122,6 +143,9 @@ class Supervisor:
         for task in self._tasks.values():
             task.cancel()
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _tell_that_we_live(self) -> None:
+        await self._store.host_seen(self._host, self.slots.total, self._started_at, self.serves)
 
     def _spawn(self, job: Job, attempt: Attempt) -> None:
         stop = self._stops[attempt.id] = asyncio.Event()
@@ -171,7 +195,7 @@ class Supervisor:
         await self._store.move(
             job.id,
             JobState.failed,
-            expected=[JobState.running],
+            expected=[JobState.running, JobState.paused],
             fence=attempt.fence,
             failure=str(FailureKind.infrastructure),
             message=f"{words}\n\n{hint}",
@@ -186,13 +210,44 @@ class Supervisor:
                 with suppress(KeyError):
                     self._stops[f"{job.id}-{job.fence}"].set()
 
+    async def _look_after_own(self) -> None:
+        """Go on with attempts of this host that nobody works at: answered, cancelled or asked long ago."""
+        async with self._claiming:
+            for attempt in await self._store.attempts_of(self._host):
+                if attempt.id in self._tasks:
+                    continue
+                job = await self._store.job(attempt.job_id)
+                if job is not None and (attempt.state is not AttemptState.paused or self._is_due(job)):
+                    self.slots.occupy()
+                    self._spawn(job, attempt)
+
+    def _is_due(self, job: Job) -> bool:
+        """Whether something is to be done with a paused job."""
+        if job.state is not JobState.paused or job.hibernated or job.cancel_requested_by:
+            return True
+        return job.answer is not None or (
+            job.asked_at is not None and datetime.now(UTC) - job.asked_at >= self._frozen
+        )
+
     async def _take_over_lost(self) -> None:
         for attempt in await self._store.lost_attempts(self._lease):
-            if attempt.host == self._host or not self.slots.acquire(0):
+            job = await self._store.job(attempt.job_id)
+            if attempt.host == self._host or job is None:
                 continue
-            taken = await self._store.take_over(attempt.job_id, from_fence=attempt.fence, host=self._host)
-            if taken is None:
-                self.slots.release()
-                continue
-            log.warning("taken over from a silent host", attempt=attempt.id, host=attempt.host)
-            self._spawn(*taken)
+            if job.state is JobState.paused:
+                await self._hibernate(job, attempt)
+            elif needs_of(job.queue) <= self.serves and self.slots.acquire(0):
+                async with self._claiming:
+                    taken = await self._store.take_over(job.id, from_fence=attempt.fence, host=self._host)
+                    if taken is None:
+                        self.slots.release()
+                        continue
+                    log.warning("taken over from a silent host", attempt=attempt.id, host=attempt.host)
+                    self._spawn(*taken)
+
+    async def _hibernate(self, job: Job, attempt: Attempt) -> None:
+        """A paused job needs its host no more: what it has done is kept, and any host may wake it up."""
+        with suppress(StaleAttempt):
+            await self._store.note(job.id, fence=attempt.fence, hibernated=True)
+            await self._store.set_attempt(attempt, AttemptState.ended)
+            log.warning("hibernated, for its host is silent", attempt=attempt.id, host=attempt.host)

@@ -1,4 +1,4 @@
-"""The RQ side of a worker host: takes an id from Redis when a slot is free, and hands it to the supervisor.
+"""The RQ side of a worker host: is woken through Redis when a slot is free, and lets the supervisor take a job.
 
 The RQ worker runs in a thread of its own and never runs an agent: a job of its own is over as soon as the attempt was
 claimed. It does not fork and handles no signals.
@@ -17,7 +17,7 @@ from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 from rq.timeouts import TimerDeathPenalty
 
-from bot.queue import QUEUE_NAME, connect
+from bot.queue import connect, queue_for
 from runners.supervisor import Slots, Supervisor
 
 log = structlog.get_logger(__name__)
@@ -32,11 +32,14 @@ _bound = threading.local()
 
 
 def take(job_id: str) -> bool:
-    """What RQ calls (``bot.queue.ENTRY``): claim the job for the host whose thread this is."""
+    """What RQ calls (``bot.queue.ENTRY``): take a job, for the host whose thread this is.
+
+    That is the best one that may start, and not always the one whose offer woke us.
+    """
     host: QueueThread | None = getattr(_bound, "host", None)
     if host is None:
         raise RuntimeError("conductor jobs are taken by `conductor worker`, not by `rq worker`")
-    return host.hand_over(str(job_id))
+    return host.wake(str(job_id))
 
 
 class SlotWorker(SimpleWorker):
@@ -105,9 +108,10 @@ class QueueThread:
             self._worker.request_shutdown()
         await asyncio.to_thread(self._thread.join, JOIN_TIMEOUT)
 
-    def hand_over(self, job_id: str) -> bool:
-        """Called in the thread: let the supervisor claim the job on its loop."""
-        future = asyncio.run_coroutine_threadsafe(self._supervisor.take(job_id), self._loop)
+    def wake(self, job_id: str) -> bool:
+        """Called in the thread: let the supervisor take a job on its loop."""
+        log.debug("woken", by=job_id)
+        future = asyncio.run_coroutine_threadsafe(self._supervisor.take_next(), self._loop)
         taken = future.result(CLAIM_TIMEOUT)
         if self._worker is not None:
             self._worker.taken = taken
@@ -136,7 +140,7 @@ class QueueThread:
     def _new_worker(self, connection: Any) -> SlotWorker:
         # one queue: only then RQ moves ids atomically (BLMOVE) instead of popping them
         return SlotWorker(
-            [Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)],
+            [Queue(queue_for(self._supervisor.serves), connection=connection, serializer=JSONSerializer)],
             connection=connection,
             serializer=JSONSerializer,
             worker_ttl=WORKER_TTL,

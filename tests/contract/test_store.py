@@ -45,6 +45,7 @@ def job(number: int = 1, ordinal: int = 0, **changes: object) -> Job:
         "timeout": 600,
         "state": JobState.queued,
         "created_at": START + timedelta(seconds=ordinal),
+        "thread_id": f"10-{number}",
     }
     return Job(**values | changes)  # type: ignore[arg-type]
 
@@ -63,7 +64,7 @@ async def test_the_same_trigger_makes_one_job(store: Store) -> None:
 
 async def test_one_of_many_hosts_claims_a_job(store: Store) -> None:
     await store.add_job(job())
-    claims = await asyncio.gather(*(store.claim(job().id, f"host{n}") for n in range(8)))
+    claims = await asyncio.gather(*(store.claim_next(f"host{n}") for n in range(8)))
     (claimed,) = [claim for claim in claims if claim]
     found, attempt = claimed
     assert (found.state, found.fence, found.phase) == (JobState.running, 1, Phase.image)
@@ -76,25 +77,25 @@ async def test_one_job_runs_on_an_issue_and_the_others_keep_their_order(store: S
     for ordinal in range(3):
         await store.add_job(job(1, ordinal))
     await store.add_job(job(2))
-    assert await store.claim(job(1, 2).id, "h") is None  # somebody asked before
-    first = await store.claim(job(1, 0).id, "h")
+    assert await store.claim_next("h", only=job(1, 2).id) is None  # somebody asked before
+    first = await store.claim_next("h", only=job(1, 0).id)
     assert first is not None
-    assert await store.claim(job(1, 1).id, "h") is None  # one is running
-    assert await store.claim(job(2).id, "h") is not None  # another issue
+    assert await store.claim_next("h", only=job(1, 1).id) is None  # one is running
+    assert await store.claim_next("h", only=job(2).id) is not None  # another issue
     await store.move(first[0].id, JobState.succeeded, expected=[JobState.running], fence=1)
-    assert await store.claim(job(1, 2).id, "h") is None
-    assert await store.claim(job(1, 1).id, "h") is not None
+    assert await store.claim_next("h", only=job(1, 2).id) is None
+    assert await store.claim_next("h", only=job(1, 1).id) is not None
 
 
 async def test_a_job_that_was_asked_to_stop_is_not_claimed(store: Store) -> None:
     await store.add_job(job())
     assert await store.request_cancel(job().id, "maria")
-    assert await store.claim(job().id, "h") is None
+    assert await store.claim_next("h", only=job().id) is None
 
 
 async def test_finals_never_change(store: Store) -> None:
     await store.add_job(job())
-    await store.claim(job().id, "h")
+    await store.claim_next("h", only=job().id)
     ended = await store.move(
         job().id,
         JobState.failed,
@@ -116,7 +117,7 @@ async def test_finals_never_change(store: Store) -> None:
 
 async def test_the_fence_makes_an_old_attempt_void(store: Store) -> None:
     await store.add_job(job())
-    await store.claim(job().id, "one")
+    await store.claim_next("one", only=job().id)
     taken = await store.take_over(job().id, from_fence=1, host="two")
     assert taken is not None
     assert taken[0].fence == 2
@@ -137,7 +138,7 @@ async def test_a_silent_host_loses_its_attempts_and_a_living_one_does_not(store:
     await store.host_seen("alive", 3, START)
     for number, host in ((1, "alive"), (2, "silent")):
         await store.add_job(job(number))
-        await store.claim(job(number).id, host)
+        await store.claim_next(host, only=job(number).id)
     assert await store.lost_attempts(timedelta(minutes=1)) == []  # just claimed
     lost = await store.lost_attempts(timedelta(0) - timedelta(seconds=1))
     assert {attempt.host for attempt in lost} == {"alive", "silent"}  # nobody was seen in the future
@@ -160,7 +161,7 @@ async def test_jobs_of_an_issue_and_of_its_pull_request(store: Store) -> None:
     await store.note(job(1).id, pull_number=9)
     assert [found.id for found in await store.jobs_on(10, 1)] == [job(1, 1).id, job(1).id]
     assert [found.id for found in await store.jobs_on(10, 9)] == [job(1).id]
-    assert await store.queue_position(job(1, 1)) == 1
+    assert (await store.waiting(job(1, 1))).here == 1
 
 
 async def test_a_pull_request_of_ours_goes_on_with_the_conversation_of_its_issue(store: Store) -> None:
@@ -172,7 +173,7 @@ async def test_a_pull_request_of_ours_goes_on_with_the_conversation_of_its_issue
 
 async def test_sessions_turns_and_answers(store: Store) -> None:
     await store.add_job(job())
-    claimed = await store.claim(job().id, "h")
+    claimed = await store.claim_next("h", only=job().id)
     assert claimed is not None
     attempt = claimed[1]
     for _ in range(2):  # a repeated step changes nothing

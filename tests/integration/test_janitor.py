@@ -41,7 +41,7 @@ async def test_a_stray_attempt_is_removed_and_a_living_one_is_not(store: Store, 
                 created_at=datetime.now(UTC),
             )
         )
-        claimed = await store.claim("jalive", "h")
+        claimed = await store.claim_next("h")
         assert claimed is not None
         for attempt_id in (claimed[1].id, "jstray-1"):
             folder = tmp_path / "attempts" / attempt_id / "run"

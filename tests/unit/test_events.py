@@ -53,6 +53,29 @@ def test_an_inline_comment_is_about_its_pull_request() -> None:
         assert event.comment.kind == "review"
 
 
+def test_a_button_of_a_check_run_says_which_one_and_who_pressed_it() -> None:
+    for payload in examples("check_run", "requested_action"):
+        event = parse_event("d", "check_run", payload)
+        assert event.check is not None
+        assert event.check.button == payload["requested_action"]["identifier"]
+        assert event.check.job_id == payload["check_run"]["external_id"]
+        assert event.check.app_id == payload["check_run"]["app"]["id"]
+        assert event.actor.login == payload["sender"]["login"]
+    for payload in examples("check_run", "rerequested"):
+        again = parse_event("d", "check_run", payload)
+        assert again.check is not None
+        assert again.check.button is None
+
+
+def test_a_closed_pull_request_says_whether_it_was_merged() -> None:
+    (first, *_) = examples("pull_request", "closed")
+    for merged in (True, False):
+        first["pull_request"]["merged"] = merged
+        event = parse_event("d", "pull_request", first)
+        assert not event.open
+        assert event.merged is merged
+
+
 @pytest.mark.parametrize(
     "payload",
     [{}, {"repository": None}, {"installation": {"id": 1}, "repository": {"id": 1}}, {"sender": []}],

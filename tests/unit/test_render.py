@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.model import Actor, FailureKind, Job, JobState, Phase, Repo, TargetKind, Trigger, Usage
+from bot.model import Actor, FailureKind, Job, JobState, Phase, Repo, TargetKind, Trigger, Usage, Waiting
 from bot.prompts import task_prompt, visible
-from bot.render import duration, marker, money, next_step, quiet, render
+from bot.render import duration, marker, money, next_step, ordinal, quiet, render, waiting_words
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -42,7 +42,7 @@ def sticky(shown: Job, **values: object) -> str:
         **{
             "job": shown,
             "marker": marker("job", shown.id),
-            "position": 0,
+            "waits": "as soon as a slot is free",
             "progress": [],
             "next_step": next_step(shown),
             "took": 95,
@@ -95,8 +95,32 @@ def test_a_failure_names_phase_kind_reason_and_next_step() -> None:
     assert "**Next:** write `/agent retry`" in text
 
 
-def test_the_queue_position_is_shown() -> None:
-    assert "after 2 other jobs" in sticky(job(), position=2)
+@pytest.mark.parametrize(
+    ("waiting", "says"),
+    [
+        (Waiting(), "starts as soon as a slot is free."),
+        (Waiting(position=2), "is free: it is 2nd in line."),
+        (Waiting(here=1, limit="user", running=5, position=9), "starts after 1 other job here."),
+        (Waiting(here=2), "starts after 2 other jobs here."),
+        (Waiting(limit="user", running=5), "when one of the 5 jobs that run for maria has ended"),
+        (Waiting(limit="repository", running=1), "when the job that runs in this repository has ended"),
+        (Waiting(limit="installation", running=3), "3 jobs that run for acme has ended"),
+        (Waiting(unserved=("gpu", "large"), here=1), "that serves `gpu` and `large` is there; none is"),
+        (Waiting(no_host=True, here=1), "when a worker host is there; none is at the moment"),
+    ],
+)
+def test_a_waiting_job_says_what_it_waits_for(waiting: Waiting, says: str) -> None:
+    text = sticky(job(), waits=waiting_words(job(), waiting))
+    assert says in text
+    assert "**Next:** `/agent cancel` stops it." in text
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [(1, "1st"), (2, "2nd"), (3, "3rd"), (4, "4th"), (11, "11th"), (22, "22nd"), (113, "113th")],
+)
+def test_places_in_a_line(number: int, word: str) -> None:
+    assert ordinal(number) == word
 
 
 def test_progress_lines_are_short_and_harmless() -> None:
