@@ -8,7 +8,8 @@ import hashlib
 import io
 import tarfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import docker
@@ -17,11 +18,16 @@ import structlog
 import urllib3
 from docker.errors import DockerException, ImageNotFound
 
+from bot.capabilities import CAPABILITIES, Capability
 from bot.errors import InfrastructureError
 from bot.images import ImageSpec, dockerfile, image_labels, image_tag
+from bot.ports import Installation
+from runners.builds import Builds, LineCallback
+from runners.container_lock import HOME
+from runners.shim import EXCLUDED
 
-#: Told each line of a build's output, in the event loop.
-LineCallback = Callable[[str], None]
+#: Bytes that a repository's set-up may leave in its home folder: they are copied at the start of every attempt.
+MAX_HOME = 8 << 30
 
 #: So many last lines of its output come with a failed build.
 TAIL_LINES = 40
@@ -40,21 +46,12 @@ class ImageBuildFailed(InfrastructureError):
         self.tail = tail
 
 
+class SetupTooLarge(Exception):
+    """The set-up steps left more in the home folder than an image may hold."""
+
+
 class _EngineError(Exception):
     """The engine itself reports, in the midst of its output, that the work failed."""
-
-
-class _Build:
-    """One build under way: a task shared by all who wait for it, and those who listen."""
-
-    task: asyncio.Task[str]
-
-    def __init__(self) -> None:
-        self.listeners: list[LineCallback] = []
-
-    def tell(self, line: str) -> None:
-        for listener in tuple(self.listeners):
-            listener(line)
 
 
 class ImageBuilder:
@@ -63,7 +60,8 @@ class ImageBuilder:
     ``connect`` makes a client of the engine. ``shim`` is the text of the program that goes into every
     image. ``ca_bundle`` (PEM) is trusted while agents are fetched and is not part of the image. ``timeout``
     bounds one build or pull, in seconds; ``memory`` one step of a build, in bytes. ``network_mode`` is that of
-    the build's steps; None leaves it to the engine. Call `close` at the end.
+    the build's steps; None leaves it to the engine. ``locks`` is a folder by which the processes of this host agree
+    who builds. Call `close` at the end.
     """
 
     def __init__(
@@ -76,6 +74,7 @@ class ImageBuilder:
         timeout: float = 1200,
         memory: int = 3 * 2**30,
         network_mode: str | None = None,
+        locks: Path | None = None,
     ) -> None:
         self._connect = connect
         self._base = base
@@ -84,24 +83,34 @@ class ImageBuilder:
         self._timeout = timeout
         self._memory = memory
         self._network_mode = network_mode
-        self._builds: dict[str, _Build] = {}
+        self.builds = Builds(locks)
 
-    async def spec(self, agent: str, version: str) -> ImageSpec:
+    async def spec(
+        self,
+        agent: str,
+        version: str,
+        capabilities: Iterable[str] = (),
+        table: Mapping[str, Capability] = CAPABILITIES,
+        installation: Installation | None = None,
+    ) -> ImageSpec:
         """The spec of ``agent``'s image on the base image as the engine has it, pulled when it has none.
 
         Raises InfrastructureError when there is no engine or no base image, ConfigurationError when the agent
-        or its version cannot be written into a Dockerfile.
+        or its version cannot be written into a Dockerfile, or a capability is not in ``table``.
         """
-        digest = await self._image_id(self._base)
+        digest = await self.image_id(self._base)
         if digest is None:
             digest = await self._pull_base()
         return ImageSpec(
             agent=agent,
             version=version,
+            installation=installation,
             base=self._base,
             base_digest=digest,
             shim=hashlib.sha256(self._shim).hexdigest(),
             ca_bundle=hashlib.sha256(self._ca_bundle).hexdigest() if self._ca_bundle else "",
+            capabilities=frozenset(capabilities),
+            table=table,
         )
 
     async def ensure(self, spec: ImageSpec, on_line: LineCallback | None = None) -> str:
@@ -112,34 +121,30 @@ class ImageBuilder:
         InfrastructureError when the engine cannot be used, ConfigurationError for an agent without an image.
         """
         tag = image_tag(spec)
-        build = self._builds.get(tag)
-        if build is None:
-            build = self._builds[tag] = _Build()
-            build.task = asyncio.create_task(self._provide(spec, tag, build.tell), name=f"image {tag}")
-            build.task.add_done_callback(lambda task: self._ended(tag, task))
-        if on_line is not None:
-            build.listeners.append(on_line)
+        return await self.builds.once(tag, lambda tell: self._provide(spec, tag, tell), on_line)
+
+    async def keep_home(self, container: str, image: str, tag: str, labels: Mapping[str, str]) -> str:
+        """Make the image ``tag``: ``image`` and the home folder of ``container`` as it was left; the id.
+
+        Nothing else of the container gets into it: no variable, no other file. Raises SetupTooLarge,
+        InfrastructureError.
+        """
+
+        def make() -> str:
+            with contextlib.closing(self._connect()) as client:
+                return _keep_home(client.api, container, image, tag, labels)
+
         try:
-            return await asyncio.shield(build.task)
-        finally:
-            if on_line is not None:
-                build.listeners.remove(on_line)
+            return await asyncio.to_thread(make)
+        except _ENGINE_TROUBLE as error:
+            raise _unreachable(error) from error
 
     async def close(self) -> None:
         """Break off the builds under way. Those who wait for them are cancelled."""
-        tasks = [build.task for build in self._builds.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _ended(self, tag: str, task: asyncio.Task[str]) -> None:
-        del self._builds[tag]
-        # taken here as well, for nobody may be waiting any more
-        if not task.cancelled() and (error := task.exception()):
-            _log.warning("image_failed", image=tag, error=str(error))
+        await self.builds.close()
 
     async def _provide(self, spec: ImageSpec, tag: str, tell: LineCallback) -> str:
-        found = await self._image_id(tag)
+        found = await self.image_id(tag)
         if found is not None:
             return found
         tail: deque[str] = deque(maxlen=TAIL_LINES)
@@ -173,7 +178,7 @@ class ImageBuilder:
         except TimeoutError:
             reason = f"not done after {self._timeout:g} s"
         else:
-            found = await self._image_id(tag)
+            found = await self.image_id(tag)
             if found is not None:
                 _log.info("image_built", image=tag)
                 return found
@@ -193,7 +198,7 @@ class ImageBuilder:
         except (_EngineError, TimeoutError, InfrastructureError) as error:
             reason = str(error) or f"not done after {self._timeout:g} s"
         else:
-            digest = await self._image_id(name)
+            digest = await self.image_id(name)
             if digest is not None:
                 return digest
             reason = "the engine broke off"
@@ -206,7 +211,9 @@ class ImageBuilder:
 
     # --- the engine: the SDK blocks, so it is called in threads ---------------------------------------
 
-    async def _image_id(self, name: str) -> str | None:
+    async def image_id(self, name: str) -> str | None:
+        """The engine's id of the image ``name``; None when it has none. Raises InfrastructureError."""
+
         def inspect() -> str | None:
             with contextlib.closing(self._connect()) as client:
                 try:
@@ -262,6 +269,69 @@ class ImageBuilder:
             raise
         except _ENGINE_TROUBLE as error:
             raise _unreachable(error) from error
+
+
+def _keep_home(api: docker.APIClient, container: str, image: str, tag: str, labels: Mapping[str, str]) -> str:
+    chunks, _ = api.get_archive(container, HOME)
+    made = api.create_container(image, labels=dict(labels), network_disabled=True, use_config_proxy=False)[
+        "Id"
+    ]
+    try:
+        api.put_archive(made, str(PurePosixPath(HOME).parent), home_archive(chunks))
+        # never started, so its configuration is the image's own with the labels
+        api.commit(made, *tag.rsplit(":", 1))
+    finally:
+        api.remove_container(made, force=True, v=True)
+    found: str = api.inspect_image(tag)["Id"]
+    return found
+
+
+def home_archive(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The tar of a home folder without the shim's own folder, devices and set-id bits. Raises SetupTooLarge."""
+    size = 0
+    # a pipe: nothing is ever held in memory or on disk as a whole
+    with tarfile.open(fileobj=_Chunks(chunks), mode="r|") as tar:
+        for member in tar:
+            path = PurePosixPath(member.name)
+            if path.parts[1:2] == (EXCLUDED,) or not (
+                member.isdir() or member.isreg() or member.issym() or member.islnk()
+            ):
+                continue
+            size += member.size
+            if size > MAX_HOME:
+                raise SetupTooLarge(f"more than {MAX_HOME >> 30} GiB")
+            member.mode &= 0o1777
+            yield member.tobuf(tarfile.PAX_FORMAT)
+            source = tar.extractfile(member) if member.isreg() else None
+            while source is not None and (data := source.read(1 << 18)):
+                yield data
+            yield bytes(-member.size % tarfile.BLOCKSIZE if member.isreg() else 0)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+class _Chunks(io.RawIOBase):
+    """Chunks of bytes as a file to read."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        parts = [self._rest]
+        have = len(self._rest)
+        while size < 0 or have < size:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                break
+            parts.append(chunk)
+            have += len(chunk)
+        data = b"".join(parts)
+        cut = len(data) if size < 0 else size
+        self._rest = data[cut:]
+        return data[:cut]
 
 
 def _shut(response: requests.Response) -> None:

