@@ -18,9 +18,10 @@ import pytest
 from aiohttp import web
 
 from bot.config import fixed_settings
-from bot.model import Usage
+from bot.model import FailureKind, Usage
 from bot.ports import Agent, AgentEvent, Command, Turn
 from bot.results import Transcript, Verdict, judge
+from bot.terms import Terms
 from runners.gateway.llm import LlmProxy
 
 KEY = "sk-real-key-0123456789"
@@ -53,6 +54,11 @@ def npm(package: str, version: str) -> Callable[[Path], Sequence[str]]:
 
 
 class Ledger:
+    """A desk that keeps what was counted."""
+
+    attempt_id = "attempt-1"
+    terms = Terms()
+
     def __init__(self) -> None:
         self.total = Usage()
         self.models: set[str] = set()
@@ -60,6 +66,9 @@ class Ledger:
     def add_usage(self, model: str, usage: Usage) -> None:
         self.total += usage
         self.models.add(model)
+
+    def halt(self, kind: FailureKind, message: str) -> None:
+        raise AssertionError(f"{kind}: {message}")
 
 
 @dataclass

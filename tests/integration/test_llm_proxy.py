@@ -16,22 +16,33 @@ import structlog
 from aiohttp import web
 
 from bot.config import fixed_settings
-from bot.model import Usage
+from bot.model import FailureKind, Usage
+from bot.terms import Terms
 from runners.gateway.llm import MAX_BODY, LlmProxy
+from runners.gateway.llm_relay import Patience
 from tests.llm import Script, ScriptedLlm
 
 KEY = "sk-real-key-0123456789"
 TOKEN = "attempt-token-abcdef"
 MODEL = "claude-sonnet-4-5"
-TOOLS = [{"name": "Write"}]
+TOOLS = [{"type": "custom", "name": "Write"}]
+
+GEMINI_TOOLS = [{"functionDeclarations": [{"name": "write_file"}]}]
 
 
 class Ledger:
     """A desk that keeps what was counted."""
 
-    def __init__(self) -> None:
+    attempt_id = "attempt-1"
+
+    def __init__(self, terms: Terms | None = None) -> None:
+        self.terms = terms or Terms()
         self.entries: list[tuple[str, Usage]] = []
         self.counted = asyncio.Event()
+        self.halts: list[tuple[FailureKind, str]] = []
+
+    def halt(self, kind: FailureKind, message: str) -> None:
+        self.halts.append((kind, message))
 
     def add_usage(self, model: str, usage: Usage) -> None:
         self.entries.append((model, usage))
@@ -53,14 +64,19 @@ class Front:
 
 
 @asynccontextmanager
-async def front(upstream: str, **settings: Any) -> AsyncIterator[Front]:
+async def front(
+    upstream: str, *, terms: Terms | None = None, pauses: tuple[float, ...] = (), **settings: Any
+) -> AsyncIterator[Front]:
     values = {
         "llm_anthropic_url": upstream,
         "llm_openai_url": f"{upstream}/v1",
         "llm_anthropic_key": KEY,
         "llm_openai_key": KEY,
+        "llm_gemini_url": upstream,
+        "llm_gemini_key": KEY,
     }
-    proxy, ledger = LlmProxy(fixed_settings(**(values | settings))), Ledger()
+    patience = Patience(pauses=pauses, longest=5)
+    proxy, ledger = LlmProxy(fixed_settings(**(values | settings)), patience=patience), Ledger(terms)
 
     async def handle(request: web.Request) -> web.StreamResponse:
         return await proxy.serve(request, ledger, request.path_qs.removeprefix("/llm/"))
@@ -136,12 +152,17 @@ async def test_real_key_goes_upstream_and_the_token_does_not() -> None:
         ("anthropic/v1/messages", {}),
         ("openai/responses", {}),
         ("openai/chat/completions", {"stream_options": {"include_usage": True}}),
+        ("gemini/v1beta/models/scripted-1:streamGenerateContent?alt=sse", {}),
+        ("gemini/v1beta/models/scripted-1:streamGenerateContent", {}),  # one JSON array
+        ("gemini/v1beta/models/scripted-1:generateContent", {}),
     ],
 )
 async def test_tokens_and_cost_are_counted(path: str, extra: dict[str, Any], stream: bool) -> None:
     turn = {"text": "hi", "usage": {"input": 1000, "output": 500, "cached": 2000}}
     prices = {"scripted-1": {"input": 2, "output": 10, "cached": 0.5}}
     body = {"model": "scripted-1", "stream": stream, "tools": TOOLS, **extra}
+    if path.startswith("gemini/"):
+        body = {"tools": GEMINI_TOOLS, "contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
     async with ScriptedLlm(Script.of([turn])) as llm, front(llm.url, prices=prices) as gate:
         async with gate.post(path, body) as r:
             assert r.status == 200
@@ -153,10 +174,23 @@ async def test_tokens_and_cost_are_counted(path: str, extra: dict[str, Any], str
     assert gate.ledger.entries == [("scripted-1", expected)]
 
 
-async def test_whole_answer_without_numbers_has_no_known_cost() -> None:
-    body = {"model": MODEL, "stream": True, "tools": TOOLS}  # a chat stream that was not asked for usage
+async def test_chat_stream_is_asked_for_its_numbers() -> None:
+    body = {"model": MODEL, "stream": True, "tools": TOOLS}
     async with ScriptedLlm(Script.of([{"text": "hi"}])) as llm, front(llm.url) as gate:
         async with gate.post("openai/chat/completions", body) as r:
+            await r.read()
+        await gate.ledger.counted.wait()
+        assert llm.requests[0].body["stream_options"] == {"include_usage": True}
+    [(_, usage)] = gate.ledger.entries
+    assert (usage.input_tokens, usage.output_tokens) == (100, 20)
+
+
+async def test_whole_answer_without_numbers_has_no_known_cost() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.json_response({"object": "chat.completion", "model": MODEL, "choices": []})
+
+    async with raw_upstream(answer) as url, front(url) as gate:
+        async with gate.post("openai/chat/completions", {"model": MODEL, "tools": TOOLS}) as r:
             await r.read()
         await gate.ledger.counted.wait()
     assert gate.ledger.entries == [(MODEL, Usage(requests=1, cost=None))]
@@ -282,6 +316,12 @@ async def test_key_in_an_error_of_the_provider_is_taken_out() -> None:
         ("HEAD", "anthropic/api/hello"),
         ("POST", "anthropic/v1/messages/"),
         ("POST", "nobody/v1/messages"),
+        ("POST", "gemini/v1beta/models/gemini-2.5-pro:batchGenerateContent"),
+        ("POST", "gemini/v1beta/cachedContents"),
+        ("GET", "gemini/v1beta/files"),
+        ("POST", "gemini/upload/v1beta/files"),
+        ("POST", "gemini/v1beta/models/../files/x:generateContent"),
+        ("POST", "gemini/v1beta/tunedModels/mine:generateContent"),
         ("POST", ""),
     ],
 )
@@ -308,7 +348,12 @@ async def test_redirect_is_not_followed_with_the_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "where"), [("anthropic/v1/messages", "Anthropic"), ("openai/responses", "OpenAI")]
+    ("path", "where"),
+    [
+        ("anthropic/v1/messages", "Anthropic"),
+        ("openai/responses", "OpenAI"),
+        ("gemini/v1beta/models/m:generateContent", "Gemini"),
+    ],
 )
 async def test_unreachable_provider(path: str, where: str) -> None:
     port = free_port()
@@ -316,7 +361,8 @@ async def test_unreachable_provider(path: str, where: str) -> None:
         assert r.status == 502
         answer = await r.json()
     assert f"{where} at 127.0.0.1:{port} cannot be reached: Connection refused." in answer["error"]["message"]
-    assert answer["error"]["type"] == "api_error"
+    kind = answer["error"].get("type") or answer["error"]["status"]
+    assert kind == ("UNAVAILABLE" if where == "Gemini" else "api_error")
     assert gate.ledger.entries == []
 
 
@@ -337,7 +383,11 @@ async def test_provider_that_hangs_up() -> None:
 
 @pytest.mark.parametrize(
     ("path", "setting"),
-    [("anthropic/v1/messages", "llm_anthropic_key"), ("openai/responses", "llm_openai_key")],
+    [
+        ("anthropic/v1/messages", "llm_anthropic_key"),
+        ("openai/responses", "llm_openai_key"),
+        ("gemini/v1beta/models/m:generateContent", "llm_gemini_key"),
+    ],
 )
 async def test_missing_key_names_the_setting(path: str, setting: str) -> None:
     async with ScriptedLlm(Script.of([])) as llm, front(llm.url, **{setting: ""}) as gate:
@@ -346,7 +396,8 @@ async def test_missing_key_names_the_setting(path: str, setting: str) -> None:
             answer = await r.json()
         assert llm.requests == []
     assert f"CONDUCTOR_{setting.upper()}" in answer["error"]["message"]
-    assert answer["error"]["type"] == "authentication_error"
+    kind = answer["error"].get("type") or answer["error"]["status"]
+    assert kind in ("authentication_error", "UNAUTHENTICATED")
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["content-length", "chunked"])
