@@ -66,7 +66,8 @@ TURN = 1
 #: Configuration of agent CLIs that a pull request must not bring along: it is taken from the base branch.
 AGENT_FILES = (
     ".claude", "**/.claude/**", ".mcp.json", ".claude.json", "**/CLAUDE.md", "**/CLAUDE.local.md", "**/AGENTS.md",
-    "**/AGENTS.override.md", "**/GEMINI.md", ".gemini", ".codex", ".cursor", ".gitmodules", ".husky", ".ripgreprc",
+    "**/AGENTS.override.md", "**/GEMINI.md", ".gemini", "**/QWEN.md", ".qwen", "opencode.json", "opencode.jsonc",
+    ".opencode", ".codex", ".cursor", ".gitmodules", ".husky", ".ripgreprc",
 )  # fmt: skip
 
 
@@ -398,9 +399,13 @@ class _Attempt:
             if event.turn != TURN or event.stream != "stdout":
                 continue
             for said in self.agent.read(event.line):
+                goes_on = transcript.speaking and said.piece
                 transcript.add(said)
-                if said.kind in ("text", "tool") and said.text.strip():
-                    recent.append(said.text)
+                words = transcript.text if said.kind == "text" else said.text
+                if said.kind in ("text", "tool") and words.strip():
+                    if goes_on and recent and transcript.text.startswith(recent[-1]):
+                        recent.pop()
+                    recent.append(words)
                     del recent[:-PROGRESS_LINES]
                     self.recent = recent
         if transcript.session_id:

@@ -116,10 +116,11 @@ class AgentEvent:
 
     kind: str  # "started", "text", "tool", "tool_result", "retry", "final", "error", "log"
     text: str = ""
+    piece: bool = False  # of a text: goes on the piece before it, until another kind of event comes
     session_id: str | None = None
     ok: bool = True
     failure: str | None = None  # with ok False: a FailureKind value when the agent told one
-    usage: Usage | None = None
+    usage: Usage | None = None  # of a step or of all of them; what a turn's events tell adds up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ class Agent(Protocol):
 
     name: str
     version: str  # exact version installed in the image; "" when nothing is installed
-    llm: str | None  # "anthropic", "openai" or None: which proxy of the gateway it speaks to
+    llm: str | None  # "anthropic", "openai", "gemini" or None: which proxy of the gateway it speaks to
     instruction_file: str | None  # the file in the repository that it reads by itself
     session_paths: Sequence[str]  # below HOME: what must be kept to resume
 

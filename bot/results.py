@@ -60,6 +60,8 @@ class Transcript:
     def __init__(self, events: Iterable[AgentEvent] = ()) -> None:
         self.session_id: str | None = None  # as the agent reports it
         self.text = ""  # what it said last
+        self.usage: Usage | None = None  # as the agent tells it; the gateway's count is the one that counts
+        self.speaking = False  # the text's next piece may come
         self.final: AgentEvent | None = None
         self.error: AgentEvent | None = None  # the last error or failed call; agents get over most of them
         for event in events:
@@ -69,9 +71,14 @@ class Transcript:
         """Take the next event."""
         if event.session_id:
             self.session_id = event.session_id
+        if event.usage is not None:
+            self.usage = event.usage if self.usage is None else self.usage + event.usage
         if event.kind == "text":
-            self.text = event.text
-        elif event.kind == "final":
+            before = self.text if self.speaking and event.piece else ""
+            self.text = (before + event.text)[-_SEARCHED:]
+        if event.kind != "log":
+            self.speaking = event.kind == "text" and event.piece
+        if event.kind == "final":
             self.final = event
         elif event.kind in ("error", "retry"):
             self.error = event
@@ -197,15 +204,15 @@ _WORDS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
         FailureKind.quota,
         re.compile(
             r"insufficient_quota|credit balance|exceeded your current quota|rate.?limit|too many requests"
-            r"|usage limit|billing",
+            r"|usage limit|billing|quota exceeded|exhausted your .{0,20}quota|resource.{0,12}exhausted",
             re.IGNORECASE,
         ),
     ),
     (
         FailureKind.auth,
         re.compile(
-            r"invalid.{0,12}api.?key|incorrect api key|not logged in|unauthorized|authentication"
-            r"|permission_error|forbidden",
+            r"invalid.{0,12}api.?key|incorrect api key|api.?key (?:not valid|expired)|not logged in"
+            r"|unauthorized|authentication|permission_error|forbidden",
             re.IGNORECASE,
         ),
     ),

@@ -45,9 +45,9 @@ def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
     if kind == "system" and detail == "api_retry":
         return [_retry(event)]
     if kind == "assistant":
-        return _assistant(event)
+        return assistant(event)
     if kind == "user":
-        return _tool_results(event)
+        return tool_results(event)
     if kind == "result":
         return [_final(event, detail, session)]
     return [AgentEvent(kind="log", text=f"{kind} {detail}".strip())]
@@ -62,7 +62,8 @@ def _retry(event: Mapping[str, Any]) -> AgentEvent:
     return AgentEvent(kind="retry", text=words, ok=False, failure=failure.value)
 
 
-def _assistant(event: Mapping[str, Any]) -> list[AgentEvent]:
+def assistant(event: Mapping[str, Any]) -> list[AgentEvent]:
+    """What the model said and called, in an event of type ``assistant``."""
     message = mapping(event.get("message"))
     blocks = items(message.get("content"))
     if error := text(event.get("error")):
@@ -85,7 +86,8 @@ def _assistant(event: Mapping[str, Any]) -> list[AgentEvent]:
     return events
 
 
-def _tool_results(event: Mapping[str, Any]) -> list[AgentEvent]:
+def tool_results(event: Mapping[str, Any]) -> list[AgentEvent]:
+    """What the tools answered, in an event of type ``user``."""
     events = []
     for block in items(mapping(event.get("message")).get("content")):
         if block.get("type") == "tool_result":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,16 @@ def cut(value: str) -> str:
 def number(value: object) -> int:
     """``value`` when it is a count, else 0."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def literal_at_signs(prompt: str) -> str:
+    """``prompt`` for a CLI that puts the file in where ``@path`` stands: people mention others and write decorators.
+
+    A backslash keeps it from that, and stays; so the model is told what it means.
+    """
+    if "@" not in prompt:
+        return prompt
+    return "(Read `\\@` as an at sign.)\n\n" + re.sub(r"(?<!\\)@", r"\\@", prompt)
 
 
 def summarize_call(name: str, arguments: Mapping[str, Any]) -> str:

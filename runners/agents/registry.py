@@ -11,6 +11,9 @@ from bot.ports import Agent
 AGENTS: dict[str, tuple[str, str]] = {
     "claude": ("runners.agents.claude", "CLAUDE"),
     "codex": ("runners.agents.codex", "CODEX"),
+    "gemini": ("runners.agents.gemini", "GEMINI"),
+    "opencode": ("runners.agents.opencode", "OPENCODE"),
+    "qwen": ("runners.agents.qwen", "QWEN"),
     "shell": ("runners.agents.shell", "SHELL"),
 }
 
