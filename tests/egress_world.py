@@ -65,7 +65,15 @@ def packages_image(client: docker.DockerClient) -> str:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
         context.seek(0)
-        client.images.build(fileobj=context, custom_context=True, tag=tag, rm=True, forcerm=True, network_mode="host", timeout=900)
+        client.images.build(
+            fileobj=context,
+            custom_context=True,
+            tag=tag,
+            rm=True,
+            forcerm=True,
+            network_mode="host",
+            timeout=900,
+        )
     return tag
 
 
@@ -115,9 +123,7 @@ async def locked(
     git("commit", "-q", "--allow-empty", "-m", "nothing", cwd=source)
     git("clone", "-q", "--mirror", str(source), str(mirror), cwd=folder)
     attempt_id = new_attempt()
-    desk = Desk.create(
-        folder / "desk", attempt_id=attempt_id, mirror=mirror, terms=Terms(allow=tuple(allow))
-    )
+    desk = Desk.create(folder / "desk", attempt_id=attempt_id, mirror=mirror, terms=Terms(allow=tuple(allow)))
     try:
         await gateway.open(desk)
         await runner.start(

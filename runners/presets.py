@@ -1,0 +1,175 @@
+"""The presets of an image: which hosts its package managers are configured for. Asked of the image itself, once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import docker
+import requests
+import structlog
+import urllib3
+from docker.errors import APIError, DockerException, NotFound
+
+from bot.errors import InfrastructureError
+from bot.network import HTTP_PORT, TLS_PORT, RuleError, parse_rule
+from bot.ports import ContainerSpec, Limits
+from runners import container_lock
+
+Presets = Mapping[str, Sequence[str]]
+
+LABEL = "agent-conductor.probe"
+SECONDS = 120
+MAX_OUTPUT = 64 * 1024
+MAX_RULES = 50  # of one preset
+#: No home: what an agent or a set-up step has written there must not decide where containers may connect.
+NO_HOME = "/nonexistent"
+
+_MIB = 2**20
+_LIMITS = Limits(memory=512 * _MIB, cpus=1.0, pids=128, tmp=64 * _MIB, file=16 * _MIB)
+_TROUBLE = (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+
+log = structlog.get_logger(__name__)
+
+
+class PresetSource(Protocol):
+    """Who knows the presets of what an attempt is started from."""
+
+    async def of(self, image: str) -> Presets:
+        """Preset -> rules (``bot/network.py``). Raises InfrastructureError."""
+
+
+class ImagePresets:
+    """The presets of images of the Docker engine. ``connect`` makes a client of it."""
+
+    def __init__(self, connect: Callable[[], docker.DockerClient] = docker.from_env) -> None:
+        self._connect = connect
+        self._known: dict[str, asyncio.Task[Presets]] = {}
+
+    async def of(self, image: str) -> Presets:
+        """The presets of ``image``, looked up once for each of its names; a failed look is repeated."""
+        task = self._known.get(image)
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = self._known[image] = asyncio.create_task(self._look(image), name=f"presets of {image}")
+        return await asyncio.shield(task)
+
+    async def _look(self, image: str) -> Presets:
+        try:
+            said = await asyncio.to_thread(self._ask, image)
+        except _TROUBLE as error:
+            raise InfrastructureError(
+                f"The package managers of the image {image} could not be asked for their registries: {error}.",
+                "Look at the engine's log (`journalctl -u docker`), then try the job again.",
+            ) from error
+        return _presets(said, image)
+
+    def _ask(self, image: str) -> str:
+        """What the probe prints in a container that is locked like an attempt's and has no door at all."""
+        client = self._connect()
+        try:
+            api = client.api
+            identity = str(client.images.get(image).id).rpartition(":")[2]
+            name = f"conductor-probe-{identity[:12]}-{os.getpid()}"
+            with contextlib.suppress(NotFound):  # one that a killed worker left behind
+                api.remove_container(name, force=True, v=True)
+            config = _host_config(image, api.api_version, int(client.info()["NCPU"]))
+            container = api.create_container(
+                image,
+                entrypoint=["python3", "-I", "-c", PROBE.read_text()],
+                name=name,
+                user=container_lock.USER,
+                working_dir="/",
+                environment={"HOME": NO_HOME, "LANG": "C.UTF-8"},
+                labels={LABEL: "1"},
+                healthcheck={"test": ["NONE"]},
+                use_config_proxy=False,
+                host_config=config,
+            )
+            try:
+                api.start(container)
+                ended = api.wait(container, timeout=SECONDS)
+                said: bytes = api.logs(container, stdout=True, stderr=False)
+                if ended["StatusCode"] != 0:
+                    trouble = api.logs(container, stdout=False, stderr=True)[-500:].decode(errors="replace")
+                    raise DockerException(f"it ended with {ended['StatusCode']}: {trouble.strip()}")
+                return said[:MAX_OUTPUT].decode("utf-8", "replace")
+            finally:
+                with contextlib.suppress(APIError):
+                    api.remove_container(container, force=True, v=True)
+        finally:
+            client.close()
+
+
+PROBE = Path(__file__).with_name("presets_probe.py")
+
+
+class OwnPresets:
+    """For the local runner: what this machine's own package managers are configured for, system-wide."""
+
+    async def of(self, image: str) -> Presets:
+        """The presets of this machine."""
+        del image
+        try:
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-I", str(PROBE)],
+                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": NO_HOME, "LANG": "C.UTF-8"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=SECONDS,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise InfrastructureError(
+                f"This machine's package managers could not be asked: {error}."
+            ) from error
+        return _presets(done.stdout, "this machine")
+
+
+def _host_config(image: str, api_version: str, cpus: int) -> dict[str, Any]:
+    spec = ContainerSpec(
+        attempt_id="probe", image=image, argv=(), env={}, socket_dir=Path(), mirror=None, limits=_LIMITS
+    )
+    config = container_lock.host_config(spec, api_version, [], cpus, [])
+    config["LogConfig"] = {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}}
+    return config
+
+
+def _presets(said: str, image: str) -> Presets:
+    """What the probe said, as rules. Raises InfrastructureError when it is not what the probe prints."""
+    try:
+        values = json.loads(said)
+        found = {str(name): [str(url) for url in urls] for name, urls in values.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InfrastructureError(
+            f"What the package managers of {image} are configured for cannot be read.",
+            "Is python3 in it the one of its distribution?",
+        ) from error
+    presets = {}
+    for name, urls in found.items():
+        rules = dict.fromkeys(rule for url in urls if (rule := rule_of(url)) is not None)
+        if rules:
+            presets[name] = tuple(rules)[:MAX_RULES]
+    log.info("presets.found", image=image, presets={name: list(rules) for name, rules in presets.items()})
+    return presets
+
+
+def rule_of(url: str) -> str | None:
+    """The rule that allows ``url`` (or a bare host); None when it leads nowhere, as a blocking 0.0.0.0 does."""
+    try:
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+        port = parts.port
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        rule = parse_rule(f"{host}:{port}" if port and port not in (TLS_PORT, HTTP_PORT) else f"{host}")
+    except (RuleError, ValueError):
+        return None
+    return None if rule.host in ("0.0.0.0", "::", "*") else str(rule)  # noqa: S104 - not bound, refused
