@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from bot.agent_config import AgentName, CustomAgent
 from bot.capabilities import Capability as ImageCapability
 from bot.errors import ConfigurationError
 from bot.network import Network, parse_rule
@@ -140,6 +141,11 @@ class Settings(BaseSettings):
 
     default_agent: str = Field("claude", description="for the plain label and commands that name none")
     agents: tuple[str, ...] = Field(("claude", "codex", "shell"), description="agents that may be used")
+    custom_agents: dict[AgentName, CustomAgent] = Field(
+        default_factory=dict, description="name -> an agent of your own; its name must also be in `agents`"
+    )
+    kiro_api_key: SecretStr = Field(SecretStr(""), description="for the agent q, which can read it")
+    kiro_install: tuple[str, ...] = Field((), description="bash commands that put kiro-cli below $AGENT")
     job_timeout: int = Field(3600, ge=10, le=86400, description="seconds of wall clock for a job")
 
     idle_timeout: int = Field(
@@ -342,12 +348,16 @@ class Settings(BaseSettings):
                 self.llm_anthropic_key,
                 self.llm_openai_key,
                 self.llm_gemini_key,
+                self.kiro_api_key,
             )
         ]
         for provider in self.providers.values():
             with suppress(ConfigurationError):  # set on the worker hosts only, where it is asked for again
                 values.extend(provider.key_values())
             values.extend(header.get_secret_value() for header in provider.headers.values())
+        for agent in self.custom_agents.values():
+            with suppress(ConfigurationError):
+                values.extend(agent.secrets().values())
         pem = self.github_private_key.get_secret_value()
         if pem:
             values.append(self.private_key_pem.strip())

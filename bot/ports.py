@@ -54,6 +54,7 @@ class Exit:
     signal: int | None = None
     oom: bool = False
     stopped: bool = False  # by our stop()
+    host: bool = False  # not by itself: the engine or the host was restarted
 
 
 class Runner(Protocol):
@@ -133,14 +134,23 @@ class Command:
     files: Mapping[str, str] = field(default_factory=dict)  # path below HOME -> text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    """How a CLI gets into its agent's image when the operator says it: by commands, or with the base image."""
+
+    program: str  # must be found in the image at the end
+    commands: Sequence[str] = ()  # for bash, as root; what is to stay lies below $AGENT, programs in its bin
+
+
 class Agent(Protocol):
     """A coding-agent CLI."""
 
     name: str
     version: str  # exact version installed in the image; "" when nothing is installed
-    llm: str | None  # "anthropic", "openai", "gemini" or None: which proxy of the gateway it speaks to
+    llm: str | None  # "anthropic", "openai", "gemini": which proxy of the gateway it speaks to; "own"; None: no model
     instruction_file: str | None  # the file in the repository that it reads by itself
     session_paths: Sequence[str]  # below HOME: what must be kept to resume
+    installation: Installation | None  # None: templates/image/<name>.j2 knows
 
     def command(self, turn: Turn, *, gateway: str, token: str) -> Command:
         """How to run ``turn``. ``gateway`` is the base URL in the container, ``token`` the attempt's own."""

@@ -90,7 +90,7 @@ async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[C
                 scheduler=Scheduler(store, dispatcher),
                 facts=FactFinder(github),
                 reporter=Reporter(github, store, redactor),
-                known_agents=known_agents(),
+                known_agents=known_agents(settings),
             )
             yield conductor, dispatcher
     finally:

@@ -20,6 +20,7 @@ LAYERS: dict[str, int] = {
     "bot": 0,  # __init__: the version
     "bot.model": 0,
     "bot.errors": 0,
+    "bot.agent_config": 1,
     "bot.branches": 1,
     "bot.budget": 1,
     "bot.capabilities": 1,

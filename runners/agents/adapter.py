@@ -47,15 +47,19 @@ def in_own_python(cli: str, adapter: str, *, stdin: str, env: Mapping[str, str])
 
 
 def around_text(
-    argv: Sequence[str], *, stdin: str, env: Mapping[str, str], files: Mapping[str, str] | None = None
+    argv: Sequence[str], *, session_id: str | None = None, stdin: str, env: Mapping[str, str]
 ) -> Command:
-    """Run ``argv``, whose output is plain text, below the adapter that makes events of it."""
-    script = f'exec python3 -I "$HOME/{FOLDER}/text.py" -- "$@"'
+    """Run ``argv``, whose output is plain text, below the adapter that makes events of it.
+
+    ``session_id`` is told as the session's when the CLI can go on with it.
+    """
+    adapter = f'exec python3 -I "$HOME/{FOLDER}/text.py" "$@"'
+    session = ["--session", session_id] if session_id else []
     return Command(
-        argv=["bash", "-c", script, "bash", *argv],
+        argv=["bash", "-c", adapter, "bash", *session, "--", *argv],
         stdin=stdin,
         env=env,
-        files={**(files or {}), **_files("text")},
+        files=_files("text"),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from bot.ports import AgentEvent, Command, Turn
+from bot.ports import AgentEvent, Command, Installation, Turn
 
 #: Longest text of one event, in characters. The whole line is kept in the attempt's log anyway.
 MAX_TEXT = 50_000
@@ -29,6 +29,7 @@ class CliAgent:
     session_paths: Sequence[str]
     start: Callable[[Turn, str, str], Command]
     translate: Callable[[str], list[AgentEvent]]
+    installation: Installation | None = None
 
     def command(self, turn: Turn, *, gateway: str, token: str) -> Command:
         """How to run ``turn``; a placeholder such as ``{gateway}`` is passed through as it is."""

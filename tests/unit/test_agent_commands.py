@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from bot.config import fixed_settings
 from bot.errors import ConductorError
 from bot.ports import Command, Turn
 from bot.results import Transcript, judge
@@ -20,7 +21,8 @@ def turn(*, resume: bool = False, model: str | None = "m1", prompt: str = "```sh
 
 
 def command(name: str, gateway: str = "{gateway}", **changes: object) -> Command:
-    return agent(name).command(turn(**changes), gateway=gateway, token=TOKEN)  # type: ignore[arg-type]
+    settings = fixed_settings(kiro_api_key="kiro-key")
+    return agent(name, settings).command(turn(**changes), gateway=gateway, token=TOKEN)  # type: ignore[arg-type]
 
 
 def test_claude() -> None:

@@ -1,7 +1,7 @@
 """Runs a CLI whose output is plain text, and prints events of ours (``runners.agents.adapter``) about it.
 
-Usage: ``python3 -I text.py -- ARGV…``; the prompt is standard input and goes to the CLI as it is. Each line that the
-CLI prints is passed on as it comes; all of them together are its last words, for a CLI of this kind says nothing else.
+Usage: ``python3 -I text.py [--session ID] -- ARGV…``; the prompt is standard input and goes to the CLI as it is. Each
+line that the CLI prints is passed on as it comes; all of them together are its last words, for nothing else is told.
 It did its work when it exits with 0: our exit code is its own. Standard library only, Python 3.9 or newer.
 """
 
@@ -56,4 +56,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[2:] if sys.argv[1:2] == ["--"] else sys.argv[1:]))
+    before = sys.argv.index("--")
+    tell("started", session_id=sys.argv[2] if sys.argv[1] == "--session" else None)
+    sys.exit(main(sys.argv[before + 1 :]))
