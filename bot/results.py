@@ -88,11 +88,6 @@ class Transcript:
         """The result in the agent's last words, else in its final event."""
         return parse_result(self.text) or (parse_result(self.final.text) if self.final else None)
 
-    @property
-    def usage(self) -> Usage | None:
-        """What the agent itself says that it used; the gateway's count is the one that counts."""
-        return self.final.usage if self.final else None
-
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
