@@ -18,6 +18,7 @@ from bot.errors import GitHubUnavailable
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import Job, JobState, Repo, TargetKind, Trigger
+from bot.network import explain
 from bot.redact import Redactor
 from bot.render import clip, marker, next_step, oneline, render, waiting_words
 from bot.store import Store
@@ -44,10 +45,14 @@ _CONCLUSIONS = {
 class Reporter:
     """Writes as the App's installation; every text passes the redactor."""
 
-    def __init__(self, github: GitHub, store: Store, redactor: Redactor) -> None:
+    def __init__(
+        self, github: GitHub, store: Store, redactor: Redactor, *, may_allow: Sequence[str] = ()
+    ) -> None:
+        """``may_allow``: EGRESS_MAY_ALLOW, so that people are told what they may add themselves."""
         self._github = github
         self._store = store
         self._redactor = redactor
+        self._may_allow = may_allow
 
     # --- what people see of a job
 
@@ -78,6 +83,7 @@ class Reporter:
                 progress=[self._redactor.text(line) for line in progress],
                 next_step=next_step(job),
                 took=_took(job),
+                blocked=explain(job.blocked, self._may_allow),
             )
         )
         mark = marker("job", job.id)
@@ -113,7 +119,13 @@ class Reporter:
         output = {
             "title": oneline(self._redactor.text(_title(job)), 120),
             "summary": self._clean(
-                render("check/summary.md.j2", job=job, next_step=next_step(job), took=_took(job))
+                render(
+                    "check/summary.md.j2",
+                    job=job,
+                    next_step=next_step(job),
+                    took=_took(job),
+                    blocked=explain(job.blocked, self._may_allow),
+                )
             ),
         }
         button = RETRY_BUTTON if job.state.final else CANCEL_BUTTON

@@ -89,7 +89,7 @@ async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[C
                 store=store,
                 scheduler=Scheduler(store, dispatcher),
                 facts=FactFinder(github),
-                reporter=Reporter(github, store, redactor),
+                reporter=Reporter(github, store, redactor, may_allow=settings.egress_may_allow),
                 known_agents=known_agents(settings),
             )
             yield conductor, dispatcher

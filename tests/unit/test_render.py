@@ -46,6 +46,7 @@ def sticky(shown: Job, **values: object) -> str:
             "progress": [],
             "next_step": next_step(shown),
             "took": 95,
+            "blocked": [],
         }
         | values,
     )
@@ -132,7 +133,7 @@ def test_progress_lines_are_short_and_harmless() -> None:
 @pytest.mark.parametrize("template", ["check/summary.md.j2", "comments/pull_request.md.j2"])
 def test_the_other_texts_hold_the_summary(template: str) -> None:
     shown = job(state=JobState.succeeded, summary="It **works**. Thanks @maria, fixes #1 <!-- x -->")
-    text = render(template, job=shown, next_step="", took=1, marker="<!-- m -->")
+    text = render(template, job=shown, next_step="", took=1, marker="<!-- m -->", blocked=[])
     assert "It **works**." in text
     assert "@maria" not in text
     assert "fixes #1" not in text
