@@ -1,10 +1,11 @@
-"""What nobody owns any more on this host: containers, volumes and folders of attempts that are over."""
+"""What nobody owns any more on this host: containers, volumes and folders of attempts that are over; old images."""
 
 from __future__ import annotations
 
 import asyncio
 import shutil
 from collections.abc import Callable, Collection
+from itertools import count
 from pathlib import Path
 
 import structlog
@@ -14,17 +15,20 @@ from bot.errors import ConductorError
 from bot.ports import Runner
 from bot.store import Store
 from runners.mirrors import Mirrors
+from runners.provision import Images
 
 log = structlog.get_logger(__name__)
 
 INTERVAL = 60.0  # seconds
+IMAGES_EVERY = 15  # rounds: images are unused for days
 GRACE = 5.0  # seconds for a stray container to end
 
 
 class Janitor:
     """Removes by label and by name whatever a kill, a fault or a lost race left behind.
 
-    ``owned`` tells the ids of the attempts that this process carries out now.
+    ``owned`` tells the ids of the attempts that this process carries out now; the containers with which ``images``
+    are made belong to nobody's attempt and are spared as well.
     """
 
     def __init__(
@@ -33,10 +37,12 @@ class Janitor:
         store: Store,
         host: str,
         runner: Runner,
+        images: Images,
         mirrors: Mirrors,
         folder: Path,
         owned: Callable[[], Collection[str]],
     ) -> None:
+        self._images = images
         self._store = store
         self._host = host
         self._runner = runner
@@ -46,9 +52,11 @@ class Janitor:
 
     async def run(self) -> None:
         """Go round for ever."""
-        while True:
+        for number in count():
             try:
                 await self.once()
+                if number % IMAGES_EVERY == 0:
+                    await self._images.collect()
             except (ConductorError, SQLAlchemyError, OSError) as error:
                 log.warning("the janitor was interrupted", error=str(error).split("\n")[0])
             await asyncio.sleep(INTERVAL)
@@ -60,6 +68,7 @@ class Janitor:
         folders = {path.name: path for path in await asyncio.to_thread(self._folders)}
         borrowers = await asyncio.to_thread(self._mirrors.borrowers)
         alive = {attempt.id for attempt in await self._store.attempts_of(self._host)} | set(self._owned())
+        alive |= set(self._images.running)
         stray = sorted((set(handles) | set(folders) | borrowers) - alive)
         for attempt_id in stray:
             log.warning("removing what an attempt left behind", attempt=attempt_id)

@@ -279,11 +279,12 @@ def _keep_home(api: docker.APIClient, container: str, image: str, tag: str, labe
     try:
         api.put_archive(made, str(PurePosixPath(HOME).parent), home_archive(chunks))
         # never started, so its configuration is the image's own with the labels
-        api.commit(made, *tag.rsplit(":", 1))
+        repository, _, version = tag.rpartition(":")
+        api.commit(made, repository=repository, tag=version)
     finally:
         api.remove_container(made, force=True, v=True)
-    found: str = api.inspect_image(tag)["Id"]
-    return found
+    inspect: Callable[[str], dict[str, Any]] = api.inspect_image
+    return str(inspect(tag)["Id"])
 
 
 def home_archive(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from bot.capabilities import known_capabilities
 from bot.config import Settings
 from bot.errors import ConductorError, ConfigurationError
 from bot.images import ImageNeeds, ImageSpec, image_tag, setup_labels, setup_tag
-from bot.limits import limits_for
+from bot.limits import limits_for, size
 from bot.model import FailureKind
 from bot.network import proxy_environment
 from bot.ports import Agent, Runner
@@ -45,6 +45,9 @@ class Images(Protocol):
         ConfigurationError for a capability that nobody knows, InfrastructureError.
         """
 
+    async def collect(self) -> None:
+        """Remove images that nobody needs any more. Raises InfrastructureError."""
+
     async def close(self) -> None:
         """Break off what is under way."""
 
@@ -61,6 +64,9 @@ class AgentImages:
         self, settings: Settings, runner: Runner | None = None, gateway: Gateway | None = None
     ) -> None:
         # imported here: the local runner needs no engine
+        import docker
+
+        from runners.image_collector import ImageCollector
         from runners.images import ImageBuilder
 
         bundle = settings.image_ca_bundle
@@ -80,6 +86,12 @@ class AgentImages:
         )
         self._table = known_capabilities(settings.image_capabilities)
         self._uses = ImageUses(folder / "images" / "used")
+        self.collector = ImageCollector(
+            docker.from_env,
+            self._uses,
+            max_age=settings.image_max_age * 86400,
+            max_disk=size(settings.image_max_disk),
+        )
         self._room: SetupRoom | None = None
         if runner is not None and gateway is not None:
             self._room = SetupRoom(
@@ -132,6 +144,10 @@ class AgentImages:
                 message = f"The set-up steps left {error} in the home folder."
                 raise SetupFailed(FailureKind.configuration, message, "") from error
 
+    async def collect(self) -> None:
+        """Remove images that were not used for long, and the longest unused while all take too much space."""
+        await self.collector.collect()
+
     async def check(self) -> None:
         """Raise InfrastructureError when the base image is not there and cannot be pulled."""
         await self._builder.spec("shell", "")
@@ -159,6 +175,9 @@ class OwnPrograms:
             )
         del log
         return ""
+
+    async def collect(self) -> None:
+        """There are none."""
 
     async def close(self) -> None:
         """Nothing is under way."""

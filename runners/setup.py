@@ -22,7 +22,7 @@ import structlog
 from bot.errors import JobFailed
 from bot.images import ImageNeeds
 from bot.model import FailureKind, Phase
-from bot.ports import ContainerSpec, Handle, Limits, Runner
+from bot.ports import ContainerSpec, Exit, Handle, Limits, Runner
 from runners.gateway.desk import Desk, Outcome
 from runners.gateway.server import Gateway
 
@@ -112,40 +112,33 @@ class SetupRoom:
                 await asyncio.wait((outcome,), timeout=STOP_GRACE)
             if outcome.done():
                 await listening
-                self._judge(outcome.result(), tail)
                 desk.finish()
                 await asyncio.wait((ended,), timeout=STOP_GRACE)
+            late = not ended.done()
             await self._runner.stop(handle, STOP_GRACE)
-            if not outcome.done():
-                oom = ended.done() and not ended.exception() and ended.result().oom
-                raise SetupFailed(
-                    FailureKind.oom if oom else FailureKind.crash if ended.done() else FailureKind.timeout,
-                    "The set-up steps used up their memory."
-                    if oom
-                    else "The container of the set-up steps ended by itself."
-                    if ended.done()
-                    else f"The set-up steps did not end within {self._timeout:g} seconds.",
-                    "\n".join(tail),
-                )
+            exit_ = await ended
+            failure = self._failure(outcome.result() if outcome.done() else None, exit_, late)
+            if failure is not None:
+                raise SetupFailed(*failure, "\n".join(tail))
         finally:
             for task in (outcome, ended, listening):
                 task.cancel()
             await asyncio.gather(outcome, ended, listening, return_exceptions=True)
 
-    def _judge(self, outcome: Outcome, tail: deque[str]) -> None:
-        text = "\n".join(tail)
-        if outcome.timed_out:
-            message = f"The set-up steps did not end within {self._timeout:g} seconds."
-            raise SetupFailed(FailureKind.timeout, message, text)
+    def _failure(self, outcome: Outcome | None, exit_: Exit, late: bool) -> tuple[FailureKind, str] | None:
+        if outcome is not None and not outcome.error and outcome.exit_code == 0 and not outcome.timed_out:
+            return None
+        if exit_.oom:
+            return FailureKind.oom, "The set-up steps used up their memory."
+        if (outcome is None and late) or (outcome is not None and outcome.timed_out):
+            return FailureKind.timeout, f"The set-up steps did not end within {self._timeout:g} seconds."
+        if outcome is None:
+            return FailureKind.crash, "The container of the set-up steps ended by itself."
         if outcome.error:
-            raise SetupFailed(FailureKind.infrastructure, outcome.error, text)
-        if outcome.exit_code != 0:
-            how = (
-                f"exit code {outcome.exit_code}"
-                if outcome.exit_code is not None
-                else f"signal {outcome.signal}"
-            )
-            raise SetupFailed(FailureKind.agent, f"A set-up step failed ({how}).", text)
+            return FailureKind.infrastructure, outcome.error
+        if outcome.exit_code is None:
+            return FailureKind.agent, f"A set-up step was ended by signal {outcome.signal}."
+        return FailureKind.agent, f"A set-up step failed (exit code {outcome.exit_code})."
 
     async def _clear(
         self, attempt_id: str, directory: Path, desk: Desk | None, handle: Handle | None

@@ -14,6 +14,7 @@ from bot.ports import ContainerSpec, Limits
 from bot.store import Store
 from runners.local import LocalRunner
 from runners.mirrors import Mirrors
+from runners.provision import OwnPrograms
 
 LIMITS = Limits(memory=2**30, cpus=1, pids=64, tmp=2**20, file=2**20)
 
@@ -61,6 +62,7 @@ async def test_a_stray_attempt_is_removed_and_a_living_one_is_not(store: Store, 
             store=store,
             host="h",
             runner=runner,
+            images=OwnPrograms(),
             mirrors=Mirrors(tmp_path / "mirrors"),
             folder=tmp_path / "attempts",
             owned=list,
