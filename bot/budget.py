@@ -64,14 +64,14 @@ def used_up(some: Iterable[Limit], spent: Mapping[Scope, float]) -> Limit | None
     return next((limit for limit in some if spent.get(limit.scope, 0.0) >= limit.dollars), None)
 
 
-def sentence(limit: Limit, spent: float) -> str:
-    """What a person is told about a budget that is used up."""
+def sentence(limit: Limit, spent: float, day: str) -> str:
+    """What a person is told about a budget that is used up; ``day`` is the UTC day that it was asked on."""
     whose = {
         Scope.job: "for this job",
         Scope.thread: "for this issue and its pull request",
-        Scope.user_day: "that you have for today",
-        Scope.repository_day: "that this repository has for today",
-        Scope.day: "that this server has for today",
+        Scope.user_day: f"that you have for {day} (UTC)",
+        Scope.repository_day: f"that this repository has for {day} (UTC)",
+        Scope.day: f"that this server has for {day} (UTC)",
     }[limit.scope]
     return f"The budget of {dollars(limit.dollars)} {whose} is used up ({dollars(spent)} spent)."
 
@@ -86,7 +86,7 @@ def next_step(limit: Limit) -> str:
         case Scope.thread:
             return "Go on in a new issue, or ask the server's operator for a higher `budget_thread`."
         case _:
-            return "It starts anew at midnight UTC; the server's operator can raise it."
+            return "A new day begins at midnight UTC; the server's operator can raise the budget."
 
 
 def dollars(amount: float) -> str:

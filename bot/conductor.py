@@ -14,18 +14,33 @@ from datetime import UTC, datetime
 
 import structlog
 
+from bot.budget import limits_before, next_step, scopes, sentence, used_up
 from bot.claims import queue_name
 from bot.config import Settings
 from bot.errors import ConductorError
 from bot.facts import FactFinder
+from bot.ledger import Ledger, today
 from bot.model import Job, JobState, Repo, Request, Trigger, job_id_for
-from bot.policy import PERSON, Choice, Decision, Facts, Limits, Rules, authorize, choose, decide, throttle
+from bot.policy import (
+    PERSON,
+    Choice,
+    Decision,
+    Facts,
+    Limits,
+    Rules,
+    afford,
+    authorize,
+    choose,
+    decide,
+    throttle,
+)
 from bot.render import render, waiting_words
 from bot.repo_config import dump
 from bot.report import Reporter
 from bot.scheduling import Scheduler
 from bot.slash import help_table
 from bot.store import Store
+from bot.terms import Terms
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +56,7 @@ class Conductor:
         scheduler: Scheduler,
         facts: FactFinder,
         reporter: Reporter,
+        ledger: Ledger,
         known_agents: tuple[str, ...],
     ) -> None:
         self.store = store
@@ -48,6 +64,7 @@ class Conductor:
         self.settings = settings
         self.scheduler = scheduler
         self._facts = facts
+        self._ledger = ledger
         self._limits = Limits.of(settings)
         self._admission = asyncio.Lock()
         self.rules = Rules(
@@ -78,6 +95,10 @@ class Conductor:
                 return None
             job = _new_job(job_id, request, choice, facts)
             job = job.evolve(thread_id=await self.store.thread_of(job))
+            decision = afford(await self._used_up(job, facts))
+            if not decision.allowed:
+                await self._refuse(request.repo, request.number, request.trigger, decision)
+                return None
             async with self._admission:  # so that many at once do not all find the last place free
                 decision = await self._throttled(job)
                 fresh = decision.allowed and await self.store.add_job(job)
@@ -253,6 +274,16 @@ class Conductor:
         usable = [name for name in self.rules.agents if name in self.rules.known_agents]
         text = render("comments/help.md.j2", problem=problem, table=help_table(), agents=usable)
         await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+
+    async def _used_up(self, job: Job, facts: Facts) -> str:
+        """The sentence about a budget that leaves nothing for ``job``; "" when there is money left."""
+        some = limits_before(self.settings, facts.config.budget)
+        terms = Terms(thread_id=job.thread_id, repo_id=job.repo.id, actor_id=job.trigger.actor.id)
+        spent = await self._ledger.spent(terms, scopes(some))
+        limit = used_up(some, spent)
+        if limit is None:
+            return ""
+        return f"{sentence(limit, spent[limit.scope], today())} {next_step(limit)}"
 
     async def _throttled(self, job: Job) -> Decision:
         actor = job.trigger.actor

@@ -57,13 +57,13 @@ class Ledger:
         """US dollars spent so far in each of ``scopes``, for the job, people and repository of ``terms``."""
         if not scopes:
             return {}
-        today = spend.c.day == day_of(datetime.now(UTC))
+        of_today = spend.c.day == today()
         within: dict[Scope, ColumnElement[bool]] = {
             Scope.job: spend.c.job_id == terms.job_id,
             Scope.thread: spend.c.thread_id == terms.thread_id,
-            Scope.user_day: and_(today, spend.c.actor_id == terms.actor_id),
-            Scope.repository_day: and_(today, spend.c.repo_id == terms.repo_id),
-            Scope.day: today,
+            Scope.user_day: and_(of_today, spend.c.actor_id == terms.actor_id),
+            Scope.repository_day: and_(of_today, spend.c.repo_id == terms.repo_id),
+            Scope.day: of_today,
         }
         wanted = [scope for scope in Scope if scope in scopes]
         query = select(*(_sum(within[scope]).label(str(scope)) for scope in wanted))
@@ -126,6 +126,11 @@ class Ledger:
 def day_of(at: datetime) -> str:
     """The UTC day that a call counts for: ``2026-11-21``."""
     return at.astimezone(UTC).date().isoformat()
+
+
+def today() -> str:
+    """The UTC day of now."""
+    return day_of(datetime.now(UTC))
 
 
 def _sum(where: ColumnElement[bool]) -> ScalarSelect[float]:

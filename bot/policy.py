@@ -166,6 +166,13 @@ def throttle(limits: Limits, load: Load, login: str) -> Decision:
     return Decision(root=_all("may be accepted now", reasons), flood=True)
 
 
+def afford(used_up: str) -> Decision:
+    """Is there money left? ``used_up``: the sentence about the budget that is not, "" when there is."""
+    return Decision(
+        root=_all("may spend", [Reason(question="is there money left", ok=not used_up, said=used_up)])
+    )
+
+
 def decide(
     rules: Rules, facts: Facts, *, agent: str, timeout: int | None = None, base: str | None = None
 ) -> Decision:

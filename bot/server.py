@@ -20,6 +20,7 @@ from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.housekeeping import Housekeeping
 from bot.inbox import Delivery, Inbox
+from bot.ledger import Ledger
 from bot.policy import Limits
 from bot.queue import Dispatcher
 from bot.redact import Redactor
@@ -90,6 +91,7 @@ async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[C
                 scheduler=Scheduler(store, dispatcher),
                 facts=FactFinder(github),
                 reporter=Reporter(github, store, redactor, may_allow=settings.egress_may_allow),
+                ledger=Ledger(engine),
                 known_agents=known_agents(settings),
             )
             yield conductor, dispatcher

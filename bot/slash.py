@@ -19,7 +19,7 @@ _COMMAND = re.compile(r"^/agent(?=\s|$)[ \t]*(.*)$")
 _NOT_COMMANDS = frozenset({"fence", "code_block", "blockquote_open", "html_block"})
 #: Words of the grammar that this version does not serve: they must not be taken for the text of a `run`,
 #: which would change code where somebody asked for, say, a plan.
-RESERVED = frozenset({"approve", "ask", "deny", "job", "logs", "plan", "reject", "resume", "review", "tell"})
+RESERVED = frozenset({"approve", "ask", "deny", "job", "logs", "plan", "reject", "review", "tell"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,12 @@ COMMANDS: Mapping[str, CommandHelp] = {
             name="status", usage="/agent status", description="show the jobs of this issue or pull request"
         ),
         CommandHelp(name="cancel", usage="/agent cancel", description="stop what waits or runs here"),
-        CommandHelp(name="retry", usage="/agent retry", description="do the last job here once more"),
+        CommandHelp(name="retry", usage="/agent retry", description="do the last job here once more, afresh"),
+        CommandHelp(
+            name="resume",
+            usage="/agent resume [TEXT]",
+            description="answer the question that a paused job asks; or go on from where the last job stopped",
+        ),
         CommandHelp(name="help", usage="/agent help", description="show this list"),
     )
 }
@@ -64,6 +69,7 @@ OPTIONS: Mapping[str, Option] = {
         Option(name="agent", value="NAME", description="the coding agent, for example claude or codex"),
         Option(name="model", value="NAME", description="the model that the agent uses"),
         Option(name="timeout", value="TIME", description="the time limit: 90s, 30m, 2h"),
+        Option(name="budget", value="DOLLARS", description="what the job may cost at most: 2.50"),
         Option(name="base", value="BRANCH", description="start from this branch (issues only)"),
     )
 }
@@ -82,6 +88,11 @@ class Command:
     def timeout(self) -> int | None:
         """The time limit in seconds, if one was given."""
         return parse_duration(self.options["timeout"]) if "timeout" in self.options else None
+
+    @property
+    def budget(self) -> float | None:
+        """The budget in US dollars, if one was given."""
+        return parse_dollars(self.options["budget"]) if "budget" in self.options else None
 
 
 def parse_commands(body: str) -> list[Command]:
@@ -142,6 +153,8 @@ def _parse(first: str, more: str) -> Command:
         return Command(name="", problem=f"The text is longer than {MAX_TEXT} characters.")
     if "timeout" in options and parse_duration(options["timeout"]) is None:
         return Command(name="", problem="`--timeout` needs a time such as `90s`, `30m` or `2h`.")
+    if "budget" in options and parse_dollars(options["budget"]) is None:
+        return Command(name="", problem="`--budget` needs US dollars such as `2.50` or `$10`.")
     if name != "run" and options:
         return Command(name="", problem=f"`{PREFIX} {name}` takes no options.")
     if name == "run" and not text:
@@ -163,6 +176,13 @@ def parse_duration(text: str) -> int | None:
     if not match:
         return None
     return int(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def parse_dollars(text: str) -> float | None:
+    """US dollars of ``2.50``, ``.5`` or ``$10``; None when it is none of these, or nothing at all."""
+    match = re.fullmatch(r"\$?(\d{0,6}(?:\.\d{1,4})?)", text.strip())
+    amount = float(match[1]) if match and match[1] else 0.0
+    return amount if amount > 0 else None
 
 
 def help_table() -> str:

@@ -51,6 +51,7 @@ async def carry_out(
             agent=command.options.get("agent"),
             model=command.options.get("model"),
             timeout=command.timeout,
+            budget=command.budget,
             base=command.options.get("base"),
         )
         await conductor.submit(request, ordinal=ordinal, is_open=event.open)
@@ -58,6 +59,8 @@ async def carry_out(
         await conductor.cancel(repo, number, trigger, ordinal=ordinal)
     elif command.name == "retry":
         await conductor.retry(repo, number, trigger, ordinal=ordinal)
+    elif command.name == "resume":
+        await conductor.resume(repo, number, trigger, command.text, ordinal=ordinal)
     elif command.name == "status":
         await conductor.status(repo, number, trigger, ordinal=ordinal)
     else:

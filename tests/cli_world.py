@@ -23,6 +23,7 @@ from bot.ports import Agent, AgentEvent, Command, Turn
 from bot.results import Transcript, Verdict, judge
 from bot.terms import Terms
 from runners.gateway.llm import LlmProxy
+from runners.gateway.llm_relay import Patience
 
 KEY = "sk-real-key-0123456789"
 TOKEN = "attempt-token-abcdef"
@@ -166,11 +167,13 @@ async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) 
         "llm_openai_key": KEY,
         "prices": PRICES,
     }
-    proxy, ledger = LlmProxy(fixed_settings(**(values | settings))), Ledger()
+    proxy = LlmProxy(fixed_settings(**(values | settings)), patience=Patience(pauses=(0.05, 0.1)))
+    ledger = Ledger()
     seen: set[str] = set()
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        seen.add(request.headers.get("x-api-key") or request.headers["Authorization"].removeprefix("Bearer "))
+        given = request.headers.get("x-api-key") or request.headers.get("x-goog-api-key")
+        seen.add(given or request.headers["Authorization"].removeprefix("Bearer "))
         return await proxy.serve(request, ledger, request.path_qs.removeprefix("/llm/"))
 
     app = web.Application()

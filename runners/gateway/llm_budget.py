@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bot.budget import Limit, Scope, dollars, limits, most, next_step, scopes, sentence, used_up
 from bot.config import ENV_PREFIX, Settings
-from bot.ledger import Entry, Ledger
+from bot.ledger import Entry, Ledger, today
 from bot.terms import Terms
 
 DATABASE_TIMEOUT = 15.0  # seconds
@@ -92,7 +92,7 @@ class Purse:
             spent = await self._spent(ledger, hold.terms, limits_)
             limit = used_up(limits_, spent)
             if limit is not None:
-                words = f"{sentence(limit, spent[limit.scope])} {next_step(limit)}"
+                words = f"{sentence(limit, spent[limit.scope], today())} {next_step(limit)}"
                 raise NoMoney(words, final=True)
             if ended != self._ended:
                 continue  # what that call cost may be missing in the sums
