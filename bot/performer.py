@@ -1,30 +1,40 @@
 """One attempt at a job on a worker host, from the claimed row to the last comment.
 
-The story: tell that it runs, provide the image, fetch the mirror, open the desk, start the container, give the turn,
-wait for its outcome, judge it, check and publish, tell the end, clean up. A worker that is killed at any point finds
-the attempt in SQL, its desk on disk and its container by label, and goes on from there.
+The story: tell that it runs, provide the image, fetch the mirror, open the desk, start the container; then turn after
+turn: give it, wait for its end, judge it; then check and publish, tell the end, clean up. An agent that asks a person
+gets its container frozen and, after a while, removed; the answer is its next turn. A worker that is killed at any
+point finds the attempt in SQL, its desk on disk and its container by label, and goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import shutil
+import signal
+import time
 import uuid
-from collections.abc import Awaitable, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections import deque
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from bot import repo_config
 from bot.branches import branch_for
 from bot.config import Settings
 from bot.errors import ConductorError, InfrastructureError, JobFailed, StaleAttempt
 from bot.facts import FactFinder
 from bot.github import GitHub
+from bot.images import ImageNeeds
+from bot.keeper import Keeper
+from bot.limits import limits_for
+from bot.listener import RECENT, Listener
 from bot.model import (
+    TRANSITIONS,
     Attempt,
     AttemptState,
     FailureKind,
@@ -34,40 +44,42 @@ from bot.model import (
     TargetKind,
     Usage,
 )
-from bot.ports import Agent, ContainerSpec, Handle, Limits, Runner, Turn
+from bot.network import proxy_environment, rules_for
+from bot.ports import Agent, ContainerSpec, Exit, Runner, Turn
 from bot.progress import Progress
-from bot.prompts import task_prompt, visible
+from bot.prompts import answer_prompt, go_on_prompt, task_prompt, visible
 from bot.publisher import Publisher
-from bot.queue import Dispatcher
 from bot.redact import Redactor
+from bot.render import duration
 from bot.report import Reporter
-from bot.results import Transcript, Verdict, judge
+from bot.results import HINTS, Verdict, judge
+from bot.scales import Scales
+from bot.scheduling import Scheduler
 from bot.store import Store, usage_columns
-from bot.usage import price
-from runners import quarantine
+from bot.terms import Terms
+from bot.watch import GRACE, Cause, Ending, TurnWatch
+from runners import quarantine, work
 from runners.agents.registry import agent as agent_named
-from runners.gateway.desk import Desk, Outcome
+from runners.gateway.desk import Desk
 from runners.gateway.server import Gateway
 from runners.images import ImageBuildFailed
 from runners.mirrors import Mirrors
+from runners.presets import PresetSource
 from runners.provision import Images
-from runners.sessions import SessionShelf
 
 log = structlog.get_logger(__name__)
 
-GRACE = 30.0  # seconds for the shim to end the agent, checkpoint and report
-OVERTIME = 60.0  # seconds after the deadline before the container is stopped from outside
-OUTCOME_WAIT = 5.0  # seconds for a posted outcome to arrive after the container has ended
 PROGRESS_INTERVAL = 10.0  # seconds between two edits of the comment; GitHub counts each as content creation
-PROGRESS_LINES = 6
+CHECKPOINT_INTERVAL = 60.0  # seconds between two looks for a checkpoint to keep
+EXIT_WAIT = 10.0  # seconds for a container to end that was told that there are no more turns
+MAX_QUESTION = 8000  # characters
 READ_PERMISSIONS = {"contents": "read"}
-TURN = 1
 
 #: Configuration of agent CLIs that a pull request must not bring along: it is taken from the base branch.
 AGENT_FILES = (
     ".claude", "**/.claude/**", ".mcp.json", ".claude.json", "**/CLAUDE.md", "**/CLAUDE.local.md", "**/AGENTS.md",
     "**/AGENTS.override.md", "**/GEMINI.md", ".gemini", "**/QWEN.md", ".qwen", "opencode.json", "opencode.jsonc",
-    ".opencode", ".codex", ".cursor", ".gitmodules", ".husky", ".ripgreprc",
+    ".opencode", ".codex", ".factory", ".aider*", ".kiro", ".cursor", ".gitmodules", ".husky", ".ripgreprc",
 )  # fmt: skip
 
 
@@ -78,7 +90,7 @@ class Workshop:
     settings: Settings
     store: Store
     github: GitHub
-    dispatcher: Dispatcher
+    scheduler: Scheduler
     facts: FactFinder
     reporter: Reporter
     publisher: Publisher
@@ -87,7 +99,9 @@ class Workshop:
     images: Images
     gateway: Gateway
     mirrors: Mirrors
-    sessions: SessionShelf
+    keeper: Keeper
+    scales: Scales
+    presets: PresetSource
 
 
 class Performer:
@@ -99,7 +113,9 @@ class Performer:
     async def __call__(self, job: Job, attempt: Attempt, stop: asyncio.Event) -> None:
         """Do it. Raises InfrastructureError when it may go on later from where it is; call it again then.
 
-        When this task is cancelled everything stays as it is: the next process goes on.
+        Returns early, with the attempt ``paused``, when a person was asked: call it again when there is an answer,
+        a cancellation, or when it was asked long ago. When this task is cancelled everything stays as it is: the next
+        process goes on.
         """
         story = _Attempt(self._workshop, job, attempt, stop)
         try:
@@ -108,7 +124,8 @@ class Performer:
             log.warning("a newer attempt owns the job", error=str(error))
         finally:
             await story.leave()
-        await story.clean_up()
+        if not story.parked:
+            await story.clean_up()
 
     async def _tell(self, story: _Attempt) -> None:
         try:
@@ -130,73 +147,123 @@ class _Attempt:
         self.job = job
         self.attempt = attempt
         self.stop = stop
+        self.parked = False  # a person was asked: everything stays where it is
         self.phase = job.phase or Phase.image
-        self.agent: Agent = agent_named(job.agent)
+        self.config = repo_config.of(job)
+        self.limits = limits_for(host.settings, self.config.limits)
+        self.agent: Agent = agent_named(job.agent, host.settings)
         self.directory = host.settings.data_dir.absolute() / "attempts" / attempt.id
         self.desk: Desk | None = None
-        self.transcript = Transcript()
-        self.recent: list[str] = []
+        self.listener = Listener(self.agent)
         self.progress = Progress()
         self.image: asyncio.Task[str] | None = None
+        self.preparing: deque[str] = deque(maxlen=RECENT)
+        self.shown_at = time.monotonic()
 
     # --- the story
 
     async def tell(self) -> None:
-        host, store = self.host, self.host.store
+        host = self.host
         if self.job.state.final:  # killed after the end was written, before the traces were removed
             await self._say_the_end()
             return
         if await self._published_before():
             await self.end(JobState.succeeded)
             return
-        if self.attempt.state is AttemptState.starting:
+        if self.job.state is JobState.paused:
+            if not await self._wake_up():
+                return
+        elif self.attempt.state is AttemptState.starting:
             job = self.job
             self.progress.tell("started", lambda: host.reporter.started(job))
         desk = await self._prepare()
-        outcome = desk.outcome_now(TURN)
-        if outcome is None:
-            outcome = await self._run_turn(desk)
-        if outcome is None:
-            return  # ended from outside: told already
-        desk.finish()
-        await self._remove_container()
-        await self._keep_session(desk)
+        while True:
+            ending = await self._turn(desk)
+            verdict = await self._judge(desk, ending)
+            if verdict is None:
+                return  # another attempt goes on, or the end was told
+            if not verdict.asks:
+                await self._publish(desk, verdict)
+                return
+            await self._ask(desk, verdict)
+            if not await self._wake_up():
+                return
+
+    async def _turn(self, desk: Desk) -> Ending:
+        """The turn that is under way, or the next one, to its end. What it leaves for later is kept."""
+        outcome = desk.outcome_now(desk.turns_given)
+        if outcome is not None:
+            ending = Ending(cause=Cause.outcome, outcome=outcome)
+        else:
+            ending = await self._run_turn(desk)
         usage = self._usage(desk)
-        await store.note(self.job.id, fence=self.attempt.fence, **usage_columns(usage))
-        self.job = self.job.evolve(usage=usage)
-        await store.end_turn(self.attempt, TURN, outcome.model_dump())
+        await self.host.store.note(
+            self.job.id, fence=self.attempt.fence, blocked=dict(desk.blocked), **usage_columns(usage)
+        )
+        self.job = self.job.evolve(usage=usage, blocked=desk.blocked)
+        if ending.outcome is not None:
+            await self.host.store.end_turn(self.attempt, desk.turns_given, ending.outcome.model_dump())
+        if ending.outcome is not None:
+            await self.listener.listen(desk, desk.turns_given)
+        if session_id := self.listener.transcript.session_id:
+            await self.host.store.save_session(self.job.thread_id, self.job.agent, session_id)
+        await self.host.keeper.keep_session(self.job, desk)
+        return ending
+
+    async def _judge(self, desk: Desk, ending: Ending) -> Verdict | None:
+        """What became of the turn. None: another attempt goes on with the job, or its end was told.
+
+        Raises JobFailed.
+        """
         if self.stop.is_set():
             await self.end(JobState.cancelled)
-            return
-        await self._enter(Phase.publish)
-        await store.set_attempt(self.attempt, AttemptState.publishing)
-        await self._listen(desk)
-        await self._judge_and_publish(desk, outcome)
-
-    async def _judge_and_publish(self, desk: Desk, outcome: Outcome) -> None:
-        publisher = self.host.publisher
-        # what the agent says comes first: a failed turn's leftovers are not worth a look
+            return None
+        if halt := desk.halted:
+            raise JobFailed(Phase.agent, halt.kind, halt.message, HINTS.get(halt.kind, ""))
+        if ending.cause in _LIMITS:
+            await self._end_over_limit(ending.cause)
+            return None
+        outcome = ending.outcome
+        if outcome is None:
+            if ending.exit is not None and ending.exit.host:
+                await self._go_on_after_the_host()
+                return None
+            raise _container_died(ending.exit)
         verdict = judge(
-            self.transcript,
+            self.listener.transcript,
             exit_code=outcome.exit_code,
             signal=outcome.signal,
             timed_out=outcome.timed_out,
             stopped=outcome.stopped,
+            oom=await self._ran_out_of_memory(desk, ending),
             error=outcome.error,
             changed=outcome.head is not None and outcome.head != self.job.base_sha,
         )
         if verdict.kind is FailureKind.timeout:
-            await self.end(JobState.timed_out, Phase.agent, FailureKind.timeout, _words(verdict))
-            return
+            words = ConductorError(verdict.message, verdict.hint)
+            await self.end(JobState.timed_out, Phase.agent, FailureKind.timeout, words)
+            return None
+        if verdict.asks and self.agent.session_paths:
+            return verdict
         if not verdict.ok or verdict.result is None:
             raise JobFailed(Phase.agent, verdict.kind or FailureKind.crash, verdict.message, verdict.hint)
-        changed = await publisher.check(self.job, desk.quarantine, outcome)
-        summary = verdict.result.summary or verdict.result.title
-        self.job = self.job.evolve(summary=summary)
+        return verdict
+
+    async def _publish(self, desk: Desk, verdict: Verdict) -> None:
+        outcome = desk.outcome_now(desk.turns_given)
+        if outcome is None or verdict.result is None:
+            raise ValueError("nothing to publish")
+        desk.finish()
+        await self._remove_container()
+        await self._enter(Phase.publish)
+        await self.host.store.set_attempt(self.attempt, AttemptState.publishing)
+        changed = await self.host.publisher.check(self.job, desk.quarantine, outcome)
+        self.job = self.job.evolve(summary=verdict.result.summary or verdict.result.title)
         if changed:
-            self.job = await publisher.publish(
+            self.job = await self.host.publisher.publish(
                 self.job, self.attempt, desk.quarantine, outcome, verdict.result
             )
+        await self.host.keeper.forget_work(self.job)
         await self.end(JobState.succeeded)
 
     async def _published_before(self) -> bool:
@@ -212,25 +279,58 @@ class _Attempt:
             self.job = job.evolve(pull_number=number)
         return True
 
-    # --- before the turn
+    # --- before a turn
 
     async def _prepare(self) -> Desk:
         """Image, mirror and desk; whatever an earlier process did already is found, not done again."""
         host = self.host
+        if self.desk is not None:
+            return self.desk
         if (self.directory / "attempt.json").exists() and self.job.base_sha and self.job.branch:
-            desk = self.desk = Desk.open(self.directory)
-            await host.gateway.open(desk)
-            return desk
+            desk = Desk.open(self.directory)
+            if desk.turns_given:
+                self.desk = desk
+                await host.gateway.open(desk)
+                return desk
+            desk.close()  # nobody knows how far that one came: all of it may be done once more
         await self._enter(Phase.workspace)
+        needs = ImageNeeds(capabilities=self.config.image.capabilities)
         # neither needs the other
-        self.image = asyncio.create_task(host.images.ensure(self.agent), name=f"image {self.agent.name}")
+        making = self.image = asyncio.create_task(
+            host.images.ensure(self.agent, needs, log=self._tell_line), name=f"image {self.agent.name}"
+        )
         mirror = await self._fetch()
-        desk = self.desk = Desk.create(self.directory, attempt_id=self.attempt.id, mirror=mirror)
+        terms = self._terms(await self._rules(await self._made(making)))
+        desk = self.desk = Desk.create(self.directory, attempt_id=self.attempt.id, mirror=mirror, terms=terms)
         await quarantine.create(desk.quarantine, mirror, max_input_bytes=host.settings.max_push_bytes)
-        thread = await host.store.thread_of(self.job)
-        await host.sessions.take_down(thread, self.job.agent, desk.session_tar)
+        await host.keeper.bring_session(self.job, desk)
+        await self._take_up_work(desk, mirror)
         await host.gateway.open(desk)
         return desk
+
+    async def _rules(self, image: str) -> tuple[str, ...]:
+        """Where the job may go: what the image's package managers need, and what its repository may add."""
+        rules = rules_for(self.host.settings, self.config.network, await self.host.presets.of(image))
+        for entry in (*rules.refused, *rules.unknown_presets):
+            self._tell_line(
+                f"`network` in `{repo_config.PATH}`: {entry} is not allowed by the server's operator"
+            )
+        return rules.allow
+
+    def _terms(self, allow: tuple[str, ...]) -> Terms:
+        job = self.job
+        return Terms(
+            agent=job.agent,
+            allow=allow,
+            job_id=job.id,
+            thread_id=job.thread_id,
+            repo_id=job.repo.id,
+            actor_id=job.trigger.actor.id,
+            budget_job=_lowest(job.budget, self.config.budget.job),
+            budget_thread=self.config.budget.thread,
+            budget_repository_day=self.config.budget.day,
+            model=job.model,
+        )
 
     async def _fetch(self) -> Path:
         host, repo = self.host, self.job.repo
@@ -252,71 +352,127 @@ class _Attempt:
         )
         start = branch if pull else base
         base_sha = await host.mirrors.resolve(mirror, f"refs/heads/{start}")
-        await host.store.note(
-            self.job.id, fence=self.attempt.fence, branch=branch, base=base, base_sha=base_sha
-        )
-        self.job = self.job.evolve(branch=branch, base=base, base_sha=base_sha)
+        await self._note(branch=branch, base=base, base_sha=base_sha)
         return mirror
 
-    # --- the turn
+    async def _take_up_work(self, desk: Desk, mirror: Path) -> None:
+        """Lay what an earlier try left on the desk. An agent without a model starts its steps afresh."""
+        job = self.job
+        if self.agent.llm is None or not (job.go_on or self.attempt.fence > 1):
+            return
+        found = await self.host.keeper.bring_work(job, desk, mirror)
+        if found is None or found[0] == job.base_sha:
+            return
+        if job.target is TargetKind.issue:
+            await self._note(base_sha=found[0])  # goes on from where that one began
+        else:
+            desk.work.unlink(missing_ok=True)  # the branch has moved since
 
-    async def _run_turn(self, desk: Desk) -> Outcome | None:
-        """Start (or find) the container, give the turn, wait. None: the job was ended from outside."""
+    # --- a turn
+
+    async def _run_turn(self, desk: Desk) -> Ending:
+        """Start (or find) the container, give the turn unless it was given, wait for its end."""
         host = self.host
         found = None
         if self.attempt.state is not AttemptState.starting:
             handles = {handle.attempt_id: handle for handle in await host.runner.list()}
             found = handles.get(self.attempt.id)
+            if found is None and desk.turns_given:
+                log.warning("the container is gone")
+                return Ending(cause=Cause.container, exit=Exit(code=None, host=True))
         if found is None:
             await self._enter(Phase.image)
-            try:
-                image = await (self.image or host.images.ensure(self.agent))
-            except ImageBuildFailed as error:
-                raise JobFailed(
-                    Phase.image, FailureKind.infrastructure, f"{error.message}\n\n{error.tail}", error.hint
-                ) from error
+            image = await self._image(desk)
             await self._enter(Phase.start)
             await host.store.check_fence(self.job.id, self.attempt.fence)
             found = await host.runner.start(self._spec(desk, image))
-        await host.store.set_attempt(self.attempt, AttemptState.running)
-        if desk.turns_given < TURN:
-            await self._give(desk)
+        else:
+            await host.runner.unpause(found)  # it was frozen, if we were killed while it was woken up
+        await self._set_attempt(AttemptState.running)
+        if not desk.turns_given:
+            await self._give(desk, 1)
         await self._enter(Phase.agent)
-        return await self._wait(desk, found)
+        watch = TurnWatch(
+            host.runner,
+            desk,
+            found,
+            turn=desk.turns_given,
+            deadline=self.attempt.deadline,
+            idle=self.limits.idle,
+            workspace=self.limits.workspace,
+            weigh=host.scales.weigh,
+        )
+        following = asyncio.create_task(self._follow(desk))
+        try:
+            return await watch.wait(self.stop)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
-    async def _give(self, desk: Desk) -> None:
+    async def _image(self, desk: Desk) -> str:
+        """The image of this job: with what its repository needs, and with its set-up steps done."""
+        host, asked = self.host, self.config.image
+        needs = ImageNeeds(capabilities=asked.capabilities)
+        if asked.setup and desk.mirror is not None:
+            default = await host.facts.default_branch(self.job.repo)
+            needs = ImageNeeds(
+                capabilities=asked.capabilities,
+                setup=asked.setup,
+                repository=self.job.repo.id,
+                mirror=desk.mirror,
+                # never the pull request's: what it proposes must not reach later jobs
+                revision=await host.mirrors.resolve(desk.mirror, f"refs/heads/{default}"),
+                terms=desk.terms,
+            )
+        return await self._made(host.images.ensure(self.agent, needs, log=self._tell_line))
+
+    async def _made(self, making: Awaitable[str]) -> str:
+        try:
+            return await making
+        except ImageBuildFailed as error:
+            raise JobFailed(
+                Phase.image, FailureKind.infrastructure, f"{error.message}\n\n{error.tail}", error.hint
+            ) from error
+
+    def _tell_line(self, line: str) -> None:
+        """A line about what is being made ready; shown now and then."""
+        self.preparing.append(line)
+        if time.monotonic() - self.shown_at > PROGRESS_INTERVAL:
+            self.shown_at = time.monotonic()
+            self._show(tuple(self.preparing))
+
+    async def _give(self, desk: Desk, number: int) -> None:
         host, job = self.host, self.job
-        thread = await host.store.thread_of(job)
-        resume = await host.store.session(thread, job.agent) if desk.session_tar.exists() else None
-        prompt = task_prompt(job)
-        if self.agent.llm is None:
-            # without a model there is nobody to instruct: the agent gets what people wrote, and only that
-            prompt = visible(job.instructions) or visible(job.body)
+        session = await host.store.session(job.thread_id, job.agent) if desk.session_tar.exists() else None
+        bundle = await work.describe(desk.work)
+        prompt = self._prompt(number, resumes=session is not None, work=bundle is not None)
         seconds = max(1, round((self.attempt.deadline - datetime.now(UTC)).total_seconds()))
         turn = Turn(
-            number=TURN,
+            number=number,
             prompt=prompt,
             model=job.model,
-            session_id=resume or str(uuid.uuid5(uuid.NAMESPACE_URL, self.attempt.id)),
-            resume=resume is not None,
+            session_id=session or str(uuid.uuid5(uuid.NAMESPACE_URL, self.attempt.id)),
+            resume=session is not None,
             timeout=seconds,
         )
         try:
             command = self.agent.command(turn, gateway="{gateway}", token=desk.token)
         except ConductorError as error:
             raise JobFailed(Phase.start, FailureKind.configuration, error.message, error.hint) from error
+        environment = proxy_environment(desk.token) | dict(command.env)
         identity = await host.github.identity()
         on_pull = job.target is TargetKind.pull_request
         desk.give(
             {
-                "number": TURN,
-                "command": asdict(command),
+                "number": number,
+                "command": asdict(command) | {"env": environment},
                 "timeout": seconds,
                 "checkout": {
                     "base_sha": job.base_sha,
                     "branch": "work",
                     "restore": list(AGENT_FILES) if on_pull else [],
                     **({"restore_from": await self._base_of_pull(desk)} if on_pull else {}),
+                    **({"work": bundle.head} if bundle else {}),
                 },
                 "session_paths": list(self.agent.session_paths),
                 "commit": {
@@ -326,94 +482,46 @@ class _Attempt:
                 },
             }
         )
-        await host.store.begin_turn(self.attempt, TURN, prompt)
+        await host.store.begin_turn(self.attempt, number, prompt)
+
+    def _prompt(self, number: int, *, resumes: bool, work: bool) -> str:
+        job, may_ask = self.job, bool(self.agent.session_paths)
+        if self.agent.llm is None:
+            # without a model there is nobody to instruct: the agent gets what people wrote, and only that
+            return visible(job.instructions) or visible(job.body)
+        answered = job.answer is not None
+        if number > 1 or (answered and resumes):
+            return answer_prompt(job)
+        goes_on = job.go_on or work
+        task = go_on_prompt(job, work=work, may_ask=may_ask) if goes_on else task_prompt(job, may_ask=may_ask)
+        return f"{task}\n\n{answer_prompt(job)}" if answered else task
 
     async def _base_of_pull(self, desk: Desk) -> str:
         if desk.mirror is None:
             raise InfrastructureError("The attempt has no mirror.", "Write `/agent retry`.")
         return await self.host.mirrors.resolve(desk.mirror, f"refs/heads/{self.job.base}")
 
-    async def _wait(self, desk: Desk, handle: Handle) -> Outcome | None:
-        """The first of: the outcome, the container's end, a cancellation, the deadline."""
-        host = self.host
-        overtime = (self.attempt.deadline - datetime.now(UTC)).total_seconds() + OVERTIME
-        outcome = asyncio.create_task(desk.outcome(TURN))
-        ended = asyncio.create_task(host.runner.wait(handle))
-        stopped = asyncio.create_task(self.stop.wait())
-        progress = asyncio.create_task(self._follow(desk))
-        tasks = (outcome, ended, stopped, progress)
-        try:
-            await asyncio.wait(
-                (outcome, ended, stopped), timeout=overtime, return_when=asyncio.FIRST_COMPLETED
-            )
-            if outcome.done():
-                return outcome.result()
-            if not ended.done():
-                await host.runner.stop(handle, GRACE)
-            # the shim reports before it ends; what it sent may still be on its way
-            await asyncio.wait((outcome,), timeout=OUTCOME_WAIT)
-            if outcome.done():
-                return outcome.result()
-            if stopped.done():
-                await self.end(JobState.cancelled)
-            elif ended.done():
-                exit_ = ended.result()
-                kind = FailureKind.oom if exit_.oom else FailureKind.crash
-                message = (
-                    "The agent used up its memory and was ended by the kernel."
-                    if exit_.oom
-                    else f"The agent's container ended by itself (exit code {exit_.code})."
-                )
-                raise JobFailed(
-                    Phase.agent, kind, message, "Write `/agent retry`; if it happens again, ask the operator."
-                )
-            else:
-                await self.end(JobState.timed_out, Phase.agent, FailureKind.timeout)
-            return None
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
     async def _follow(self, desk: Desk) -> None:
-        """Read the agent's events as they come, and show the last of them now and then."""
-        shown: list[str] = []
-        listening = asyncio.create_task(self._listen(desk))
+        """Read the agent's events as they come; now and then show the last of them and keep its checkpoint."""
+        shown: Sequence[str] = ()
+        kept, looked = None, time.monotonic()
+        listening = asyncio.create_task(self.listener.listen(desk, desk.turns_given))
         try:
-            while True:
+            while not listening.done():
                 await asyncio.wait((listening,), timeout=PROGRESS_INTERVAL)
-                if self.recent != shown and not listening.done():
-                    shown = list(self.recent)
+                if self.listener.recent != shown and not listening.done():
+                    shown = self.listener.recent
                     self._show(shown)
-                if listening.done():
-                    return
+                if time.monotonic() - looked > CHECKPOINT_INTERVAL:
+                    looked = time.monotonic()
+                    newest = await quarantine.head(desk.quarantine, quarantine.CHECKPOINT)
+                    if newest != kept and await self.host.keeper.keep_work(self.job, desk, finished=False):
+                        kept = newest
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
 
-    async def _listen(self, desk: Desk) -> None:
-        """Take in the turn's whole output, from its first line; ends with the turn."""
-        transcript, recent = Transcript(), list[str]()
-        self.transcript = transcript
-        async for event in desk.events(turn=TURN):
-            if event.turn != TURN or event.stream != "stdout":
-                continue
-            for said in self.agent.read(event.line):
-                goes_on = transcript.speaking and said.piece
-                transcript.add(said)
-                words = transcript.text if said.kind == "text" else said.text
-                if said.kind in ("text", "tool") and words.strip():
-                    if goes_on and recent and transcript.text.startswith(recent[-1]):
-                        recent.pop()
-                    recent.append(words)
-                    del recent[:-PROGRESS_LINES]
-                    self.recent = recent
-        if transcript.session_id:
-            thread = await self.host.store.thread_of(self.job)
-            await self.host.store.save_session(thread, self.job.agent, transcript.session_id)
-
     def _spec(self, desk: Desk, image: str) -> ContainerSpec:
-        settings = self.host.settings
         return ContainerSpec(
             attempt_id=self.attempt.id,
             image=image,
@@ -421,15 +529,127 @@ class _Attempt:
             env={"CONDUCTOR_TOKEN": desk.token},
             socket_dir=desk.socket_dir,
             mirror=desk.mirror,
-            limits=Limits(
-                memory=size(settings.memory),
-                cpus=settings.cpus,
-                pids=settings.pids,
-                tmp=size(settings.tmp_size),
-                file=size(settings.file_size),
-            ),
+            limits=self.limits.container,
             labels={"agent-conductor.correlation": self.job.trigger.delivery_id},
         )
+
+    async def _ran_out_of_memory(self, desk: Desk, ending: Ending) -> bool:
+        """Whether the kernel ended the agent: only the container as a whole can tell, when it has ended."""
+        outcome = ending.outcome
+        if outcome is None or (
+            outcome.signal != signal.SIGKILL and outcome.exit_code != 128 + signal.SIGKILL
+        ):
+            return False
+        if ending.exit is not None:
+            return ending.exit.oom
+        desk.finish()
+        for handle in await self.host.runner.list():
+            if handle.attempt_id == self.attempt.id:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(EXIT_WAIT):
+                        return (await self.host.runner.wait(handle)).oom
+        return False
+
+    async def _end_over_limit(self, cause: Cause) -> None:
+        state, kind, words = _LIMITS[cause]
+        message = words.format(
+            idle=duration(self.limits.idle or 0), workspace=f"{self.limits.workspace / 2**30:.3g} GiB"
+        )
+        await self.end(state, Phase.agent, kind, ConductorError(message, HINTS.get(kind, "")))
+
+    async def _go_on_after_the_host(self) -> None:
+        """The engine took the container down: nothing was wrong with the work, so a new attempt goes on with it."""
+        desk, store = self.desk, self.host.store
+        if self.attempt.fence > self.host.settings.restarts:
+            raise JobFailed(
+                Phase.agent,
+                FailureKind.host,
+                "The worker host or its container engine was restarted while the agent worked, "
+                f"{self.attempt.fence} times in all.",
+                HINTS[FailureKind.host],
+            )
+        if desk is not None:
+            await self.host.keeper.keep_work(self.job, desk, finished=False)
+        taken = await store.take_over(self.job.id, from_fence=self.attempt.fence, host=self.attempt.host)
+        if taken is None:
+            raise StaleAttempt(f"Job {self.job.id} was taken by another host.")
+        self.job = taken[0]
+        log.warning("the host took the container down; a new attempt goes on", attempt=taken[1].id)
+
+    # --- a question
+
+    async def _ask(self, desk: Desk, verdict: Verdict) -> None:
+        """Ask a person, and wait without working: what was done so far is kept."""
+        host = self.host
+        words = verdict.result.summary or verdict.result.title if verdict.result else ""
+        await host.keeper.keep_work(self.job, desk, finished=True)
+        moved = await host.store.move(
+            self.job.id,
+            JobState.paused,
+            expected=[JobState.running],
+            fence=self.attempt.fence,
+            question=host.redactor.text(words)[:MAX_QUESTION],
+            asked_at=datetime.now(UTC),
+            answer=None,
+            answered_by=None,
+            hibernated=False,
+        )
+        if moved is None:
+            raise StaleAttempt(f"Job {self.job.id} was ended by somebody else.")
+        self.job = moved
+        log.info("a person is asked", question=moved.question[:200])
+        await self._set_attempt(AttemptState.paused)
+        self._show()
+        await self.progress.close()
+        await self._report(host.reporter.ask(moved, turn=desk.turns_given))
+        await host.scheduler.offer_waiting()
+
+    async def _wake_up(self) -> bool:
+        """Whether the paused job goes on now. If not, it was ended, stays as it is (``parked``), or sleeps deeper."""
+        host = self.host
+        self.job = job = await host.store.job(self.job.id) or self.job
+        if job.state is not JobState.paused or job.hibernated or job.fence != self.attempt.fence:
+            return False  # nobody needs this container any more
+        if job.cancel_requested_by:
+            await self.end(JobState.cancelled)
+            return False
+        await self._set_attempt(AttemptState.paused)
+        if job.answer is None:
+            await self._sleep(job)
+            return False
+        desk = await self._prepare()
+        if desk.outcome_now(desk.turns_given) is not None:
+            await self._renew_deadline(job)
+            await self._give(desk, desk.turns_given + 1)
+        moved = await host.store.move(
+            job.id, JobState.running, expected=[JobState.paused], fence=self.attempt.fence
+        )
+        if moved is None:
+            raise StaleAttempt(f"Job {job.id} was ended by somebody else.")
+        self.job = moved
+        await self._set_attempt(AttemptState.running)
+        log.info("answered", by=job.answered_by)
+        return True
+
+    async def _sleep(self, job: Job) -> None:
+        """Freeze the container; after a while remove it: then any host may go on."""
+        host = self.host
+        asked = job.asked_at or datetime.now(UTC)
+        if datetime.now(UTC) - asked >= timedelta(seconds=host.settings.hibernate_after):
+            # said before the container goes: whoever finds a hibernated job's container removes it
+            await host.store.note(job.id, fence=self.attempt.fence, hibernated=True)
+            log.info("hibernated")
+            return
+        for handle in await host.runner.list():
+            if handle.attempt_id == self.attempt.id:
+                await host.runner.pause(handle)
+        self.parked = True
+
+    async def _renew_deadline(self, job: Job) -> None:
+        """Waiting for a person costs no time."""
+        left = self.attempt.deadline - (job.asked_at or datetime.now(UTC))
+        self.attempt = replace(self.attempt, deadline=datetime.now(UTC) + left)
+        await self.host.store.renew(self.attempt)
 
     # --- the end
 
@@ -441,15 +661,21 @@ class _Attempt:
         error: ConductorError | None = None,
     ) -> None:
         """Write the end, then tell it. Only the newest attempt may; a later report repeats nothing."""
-        store = self.host.store
+        store, desk = self.host.store, self.desk
         words = f"{error.message}\n\n{error.hint}".strip() if error else ""
         message = self.host.redactor.text(words)
-        if self.desk is not None:
-            self.job = self.job.evolve(usage=self._usage(self.desk))
+        if desk is not None:
+            desk.finish()
+            self.job = self.job.evolve(usage=self._usage(desk))
+            if state is not JobState.succeeded:
+                finished = desk.outcome_now(desk.turns_given) is not None
+                await self.host.keeper.keep_work(self.job, desk, finished=finished)
         moved = await store.move(
             self.job.id,
             state,
-            expected=[JobState.running],
+            expected=[
+                source for source in (JobState.running, JobState.paused) if state in TRANSITIONS[source]
+            ],
             fence=self.attempt.fence,
             phase=phase and str(phase),
             failure=kind and str(kind),
@@ -479,16 +705,13 @@ class _Attempt:
             self.desk.close()
 
     async def clean_up(self) -> None:
-        """Remove what the attempt left on this host, then let the next job of the same issue go."""
+        """Remove what the attempt left on this host, then let the next jobs go."""
         host = self.host
         await self._report(self._remove_container())
         host.mirrors.release(self.attempt.id)
         await asyncio.to_thread(_remove_tree, self.directory)
         await host.store.set_attempt(self.attempt, AttemptState.ended)
-        for job in reversed(await host.store.jobs_on(self.job.repo.id, self.job.number)):
-            if job.state is JobState.queued:
-                await self._report(host.dispatcher.enqueue(job.id))
-                return
+        await host.scheduler.offer_waiting()
 
     async def _remove_container(self) -> None:
         for found in await self.host.runner.list():
@@ -496,23 +719,25 @@ class _Attempt:
                 await self.host.runner.stop(found, GRACE)
                 await self.host.runner.remove(found)
 
-    async def _keep_session(self, desk: Desk) -> None:
-        try:
-            thread = await self.host.store.thread_of(self.job)
-            await self.host.sessions.put_back(thread, self.job.agent, desk.session_tar)
-        except InfrastructureError as error:
-            log.warning("the session is not kept", error=str(error))
-
     def _usage(self, desk: Desk) -> Usage:
         total = Usage()
         for used in desk.usage_by_model():
-            total += price(used.usage, used.model, self.host.settings.price_of)
+            total += used.usage
         return total
+
+    async def _set_attempt(self, state: AttemptState) -> None:
+        await self.host.store.set_attempt(self.attempt, state)
+        self.attempt = replace(self.attempt, state=state)
+
+    async def _note(self, **changes: Any) -> None:
+        """Write facts about the job, while this attempt owns it."""
+        await self.host.store.note(self.job.id, fence=self.attempt.fence, **changes)
+        self.job = self.job.evolve(**changes)
 
     async def _enter(self, phase: Phase) -> None:
         self.phase = phase
-        await self.host.store.note(self.job.id, fence=self.attempt.fence, phase=str(phase))
-        self.job = self.job.evolve(phase=phase, state=JobState.running)
+        await self._note(phase=phase)
+        self.job = self.job.evolve(state=JobState.running)
         log.info("phase", phase=str(phase))
         if phase in (Phase.image, Phase.agent, Phase.publish):
             self._show()
@@ -532,16 +757,38 @@ class _Attempt:
             log.warning("not reported", error=str(error))
 
 
-def size(text: str) -> int:
-    """Bytes of ``4g``, ``512m`` or ``64k``."""
-    match = re.fullmatch(r"(\d+)([kmg])", text)
-    if not match:
-        raise ValueError(f"{text!r} is no size")
-    return int(match[1]) * {"k": 2**10, "m": 2**20, "g": 2**30}[match[2]]
+#: Causes that are limits -> how the job ends, and the sentence for it.
+_LIMITS: Mapping[Cause, tuple[JobState, FailureKind, str]] = {
+    Cause.deadline: (JobState.timed_out, FailureKind.timeout, "The agent used up its time and was ended."),
+    Cause.idle: (
+        JobState.timed_out,
+        FailureKind.idle,
+        "The agent showed no sign of life for {idle} and was ended.",
+    ),
+    Cause.silent: (
+        JobState.failed,
+        FailureKind.crash,
+        "Nothing in the agent's container answered any more, so it was ended.",
+    ),
+    Cause.disk: (
+        JobState.failed,
+        FailureKind.disk,
+        "The agent's workspace grew larger than {workspace}, so it was ended.",
+    ),
+}
 
 
-def _words(verdict: Verdict) -> ConductorError:
-    return ConductorError(verdict.message, verdict.hint)
+def _container_died(exit_: Exit | None) -> JobFailed:
+    if exit_ is not None and exit_.oom:
+        message = "The agent used up its memory and was ended by the kernel."
+        return JobFailed(Phase.agent, FailureKind.oom, message, HINTS[FailureKind.oom])
+    code = f" (exit code {exit_.code})" if exit_ is not None and exit_.code is not None else ""
+    message = f"The agent's container ended by itself{code}."
+    return JobFailed(Phase.agent, FailureKind.crash, message, HINTS[FailureKind.crash])
+
+
+def _lowest(*limits: float | None) -> float | None:
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _remove_tree(directory: Path) -> None:

@@ -24,6 +24,28 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HealthCheck:
+    """How to find out that a service is ready: ``command`` ends with 0 in its container."""
+
+    command: Sequence[str]  # argv
+    interval: float = 1.0  # seconds between two tries
+    timeout: float = 5.0  # seconds for one
+    retries: int = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceSpec:
+    """A container beside the attempt's, in its network namespace: the agent finds it on localhost."""
+
+    name: str
+    image: str
+    command: Sequence[str] = ()  # replaces the image's own
+    env: Mapping[str, str] = field(default_factory=dict)
+    health: HealthCheck | None = None  # None: the image's own, else it is ready when it runs
+    memory: int  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class ContainerSpec:
     """One attempt's container. The runner adds the hardening itself; no field can weaken it."""
 
@@ -35,6 +57,7 @@ class ContainerSpec:
     mirror: Path | None  # host folder of the bare mirror, seen read-only as /mirror
     limits: Limits
     labels: Mapping[str, str] = field(default_factory=dict)
+    services: Sequence[ServiceSpec] = ()  # start and end with it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +87,19 @@ class Runner(Protocol):
     times and from any task; ``remove`` at the end. Calls for different attempts may overlap. ``start`` with an
     attempt id that exists already returns that container's handle (a restarted worker may repeat it).
     ``stop``, ``pause``, ``unpause`` and ``remove`` are safe to repeat and on a container that is gone.
-    ``list`` finds every container of this host's worker by label, running or not. Infrastructure trouble
-    is raised as InfrastructureError; what the agent did is told by ``Exit``.
+    ``list`` finds every container of this host's worker by label, running or not. What is said of the container
+    goes for the services beside it, too. Infrastructure trouble is raised as InfrastructureError; what the agent
+    did is told by ``Exit``.
     """
 
     async def check(self) -> None:
         """Raise InfrastructureError with the next step when the backend cannot be used."""
 
     async def start(self, spec: ContainerSpec) -> Handle:
-        """Start the container, hardened, with fresh workspace and home."""
+        """Start the container, hardened, with fresh workspace and home, then its services, and wait for those.
+
+        Raises JobFailed in phase start for a service that does not become ready.
+        """
 
     async def wait(self, handle: Handle) -> Exit:
         """Return when the container has ended, however long that takes."""
@@ -89,8 +116,14 @@ class Runner(Protocol):
     async def list(self) -> list[Handle]:
         """Every container that belongs to us on this backend."""
 
+    async def workspace_bytes(self) -> Mapping[str, int]:
+        """How many bytes the workspace and home of each attempt hold, by attempt id."""
+
     async def remove(self, handle: Handle) -> None:
         """Remove the container and its volumes."""
+
+    async def workspace_bytes(self) -> Mapping[str, int]:
+        """Bytes on disk of every attempt's workspace and home, and of what its services wrote, by attempt id."""
 
     async def close(self) -> None:
         """Release connections; containers go on."""

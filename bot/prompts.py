@@ -24,8 +24,8 @@ def visible(text: str) -> str:
     return text[:MAX_TEXT].strip()
 
 
-def task_prompt(job: Job) -> str:
-    """The prompt of a job's first turn."""
+def task_prompt(job: Job, *, may_ask: bool = False) -> str:
+    """The prompt of a job's first turn. ``may_ask``: its agent can go on after a person's answer."""
     title, body = visible(job.title), visible(job.body)
     # derived from the text: the text cannot contain the line that ends it
     fence = "=====" + hashlib.sha256(f"{title}\0{body}".encode()).hexdigest()[:16]
@@ -39,4 +39,29 @@ def task_prompt(job: Job) -> str:
         title=title,
         body=body,
         fence=fence,
+        may_ask=may_ask,
+    )
+
+
+def answer_prompt(job: Job) -> str:
+    """The prompt of the turn after a question: the answer of a person who may command us."""
+    question, answer = visible(job.question), visible(job.answer or "") or "Go on as you think best."
+    return render(
+        "prompts/answer.md.j2",
+        limit=4 * MAX_TEXT,
+        question=question,
+        by=job.answered_by or "A person",
+        answer=answer,
+        fence="=====" + hashlib.sha256(answer.encode()).hexdigest()[:16],
+    )
+
+
+def go_on_prompt(job: Job, *, work: bool, may_ask: bool = False) -> str:
+    """The prompt of a turn that goes on from an earlier try. ``work``: its changes are in the branch."""
+    return render(
+        "prompts/go_on.md.j2",
+        limit=4 * MAX_TEXT,
+        work=work,
+        base=job.base_sha or "",
+        task=task_prompt(job, may_ask=may_ask),
     )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from bot.model import FailureKind, Result, Usage
 from bot.ports import AgentEvent
 
-STATUSES = frozenset({"done", "failed", "blocked"})
+STATUSES = frozenset({"done", "failed", "blocked", "question"})
 MAX_TITLE = 120  # characters
 MAX_SUMMARY = 20_000  # characters
 MAX_MESSAGE = 500  # characters of the agent's own words in a message of ours
@@ -33,8 +33,8 @@ def parse_result(text: str) -> Result | None:
     """The last well-formed ``<result>{"status": …}</result>`` block of ``text``, or None.
 
     The JSON may stand in a code fence and may hold keys that we do not know. ``title`` is cut to one line of
-    MAX_TITLE characters and ``summary`` to MAX_SUMMARY; a block with another status than ``done``, ``failed``
-    or ``blocked`` is not well-formed.
+    MAX_TITLE characters and ``summary`` to MAX_SUMMARY; a block with another status than ``done``, ``failed``,
+    ``blocked`` or ``question`` is not well-formed.
     """
     text = text[-_SEARCHED:]
     for opening in list(_OPEN.finditer(text))[: -_CANDIDATES - 1 : -1]:
@@ -99,6 +99,11 @@ class Verdict:
     hint: str  # the next step, "" when there is nothing to do
     result: Result | None
 
+    @property
+    def asks(self) -> bool:
+        """Whether the turn ended in order with a question to a person."""
+        return self.kind is FailureKind.agent and self.result is not None and self.result.status == "question"
+
 
 def judge(
     transcript: Transcript,
@@ -152,7 +157,7 @@ def judge(
         return failed(FailureKind.no_result, NO_RESULT_CHANGED if changed else NO_RESULT)
     if result.status != "done":
         words = result.summary or result.title or "it gave no reason."
-        says = "is blocked" if result.status == "blocked" else "could not do it"
+        says = {"blocked": "is blocked", "question": "needs an answer"}.get(result.status, "could not do it")
         return failed(FailureKind.agent, f"The agent says that it {says}: {_quote(words)}")
     if final is None:
         # a result without the event that every one of our agents ends with: its output was cut
@@ -195,6 +200,8 @@ HINTS: dict[FailureKind, str] = {
 #: status: Anthropic answers 400 when the credit is used up, OpenAI 429 for that and for a rate limit.
 _WORDS: tuple[tuple[FailureKind, re.Pattern[str]], ...] = (
     (FailureKind.configuration, re.compile(r"CONDUCTOR_[A-Z]|missing environment variable", re.IGNORECASE)),
+    # ours, of bot.budget: the gateway refused, not the provider
+    (FailureKind.budget, re.compile(r"(?i)the budget of \$[\d.,]+ .{1,60} is used up")),
     (
         FailureKind.quota,
         re.compile(

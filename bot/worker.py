@@ -15,19 +15,26 @@ from bot.database import create_engine, upgrade
 from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.janitor import Janitor
+from bot.keeper import Keeper
+from bot.ledger import Ledger
 from bot.performer import Performer, Workshop
+from bot.policy import Limits
 from bot.publisher import Publisher
 from bot.queue import Dispatcher
 from bot.redact import Redactor
 from bot.report import Reporter
+from bot.scales import Scales
+from bot.scheduling import Scheduler
+from bot.shelf import Shelf
 from bot.store import Store
 from runners.backends import create_runner
+from runners.gateway.egress import Egress
 from runners.gateway.git import GitRoute
 from runners.gateway.llm import LlmProxy
 from runners.gateway.server import Gateway
 from runners.mirrors import Mirrors
+from runners.presets import ImagePresets, OwnPresets
 from runners.provision import create_images
-from runners.sessions import SessionShelf
 from runners.supervisor import Slots, Supervisor
 from runners.worker import QueueThread
 
@@ -41,29 +48,33 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
     engine = create_engine(settings.sql_url)
     dispatcher = Dispatcher(settings.redis_url)
     runner = create_runner(settings.runner, settings)
-    images = create_images(settings)
-    llm = LlmProxy(settings)
+    llm = LlmProxy(settings, Ledger(engine))
+    git = GitRoute(max_push_bytes=settings.max_push_bytes)
+    gateway = Gateway({"git": git.serve, "llm": llm.serve}, egress=Egress.from_settings(settings))
+    images = create_images(settings, runner, gateway)
     try:
         await upgrade(engine)
         await dispatcher.ping()
         await runner.check()
         async with GitHub.from_settings(settings, on_token=redactor.add) as github:
-            git = GitRoute(max_push_bytes=settings.max_push_bytes)
-            gateway = Gateway({"git": git.serve, "llm": llm.serve})
-            store = Store(engine)
+            store = Store(engine, Limits.of(settings))
+            scheduler = Scheduler(store, dispatcher)
             mirrors = Mirrors(settings.data_dir / "mirrors")
-            facts, reporter = FactFinder(github), Reporter(github, store, redactor)
+            facts = FactFinder(github)
+            reporter = Reporter(github, store, redactor, may_allow=settings.egress_may_allow)
             supervisor = Supervisor(
                 store=store,
                 host=settings.host_name,
                 slots=Slots(settings.slots),
                 lease=timedelta(seconds=settings.lease_seconds),
+                serves=settings.host_capabilities,
+                frozen=timedelta(seconds=settings.hibernate_after),
                 perform=Performer(
                     Workshop(
                         settings=settings,
                         store=store,
                         github=github,
-                        dispatcher=dispatcher,
+                        scheduler=scheduler,
                         facts=facts,
                         reporter=reporter,
                         publisher=Publisher(
@@ -78,7 +89,9 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                         images=images,
                         gateway=gateway,
                         mirrors=mirrors,
-                        sessions=SessionShelf(settings.data_dir / "sessions"),
+                        keeper=Keeper(Shelf(engine, max_bytes=settings.session_max_bytes), mirrors),
+                        scales=Scales(runner),
+                        presets=OwnPresets() if settings.runner == "local" else ImagePresets(),
                     )
                 ),
             )
@@ -86,12 +99,14 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                 store=store,
                 host=settings.host_name,
                 runner=runner,
+                images=images,
                 mirrors=mirrors,
                 folder=settings.data_dir / "attempts",
                 owned=lambda: supervisor.running,
             )
             queue = QueueThread(settings.redis_url, supervisor, asyncio.get_running_loop())
             await supervisor.adopt()
+            await scheduler.offer_waiting()  # what only this host may have been waited for
             tasks = [
                 asyncio.create_task(supervisor.run(), name="supervisor"),
                 asyncio.create_task(janitor.run(), name="janitor"),

@@ -151,6 +151,10 @@ class DockerRunner:
         """Every attempt of this host that has a container, or volumes of one that was half removed."""
         return await self._call("list the containers", lambda engine: _list(engine.client, self._labels))
 
+    async def workspace_bytes(self) -> Mapping[str, int]:
+        """The bytes in each attempt's volumes. The engine walks through them: ask seldom."""
+        return await self._call("weigh the volumes", lambda engine: _weigh(engine.client, self._labels))
+
     async def remove(self, handle: Handle) -> None:
         """Kill and remove the container, then its volumes."""
         await self._call("remove the container", lambda engine: _remove(engine, handle.attempt_id))
@@ -340,6 +344,20 @@ def _list(client: APIClient, labels: Mapping[str, str]) -> list[Handle]:
         attempt_id = volume["Labels"][ATTEMPT_LABEL]
         handles.setdefault(attempt_id, Handle(attempt_id=attempt_id, ref=_name(attempt_id), running=False))
     return list(handles.values())
+
+
+def _weigh(client: APIClient, labels: Mapping[str, str]) -> dict[str, int]:
+    # docker-py's df() knows no "type", and would have the images weighed as well
+    # (https://docs.docker.com/reference/api/engine/version/v1.43/#tag/System/operation/SystemDataUsage)
+    answer = client.get(f"{client.base_url}/v{client.api_version}/system/df", params={"type": "volume"})
+    answer.raise_for_status()
+    weights: dict[str, int] = {}
+    for volume in answer.json().get("Volumes") or []:
+        known = volume.get("Labels") or {}
+        if labels.items() <= known.items():
+            size = (volume.get("UsageData") or {}).get("Size", 0)
+            weights[known[ATTEMPT_LABEL]] = weights.get(known[ATTEMPT_LABEL], 0) + max(0, size)
+    return weights
 
 
 def _ended(state: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,13 @@ class LocalRunner:
         if self._attempts.is_dir():
             handles = [self._handle(state.parent.name) for state in sorted(self._attempts.glob(f"*/{STATE}"))]
         return handles
+
+    async def workspace_bytes(self) -> Mapping[str, int]:
+        """The bytes in each attempt's folders."""
+        return {
+            handle.attempt_id: await asyncio.to_thread(_weigh, self._folder(handle))
+            for handle in await self.list()
+        }
 
     async def remove(self, handle: Handle) -> None:
         """Kill what runs and delete its folders, following no link."""
@@ -423,6 +430,16 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _weigh(folder: Path) -> int:
+    """Bytes of every file below, counted as the disk does."""
+    total = 0
+    for root, _, names in os.walk(folder, onerror=lambda _: None):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone in between
+                total += os.lstat(f"{root}/{name}").st_blocks * 512
+    return total
 
 
 def _delete(folder: Path) -> None:

@@ -35,6 +35,7 @@ LAYERS: dict[str, int] = {
     "bot.policy": 1,
     "bot.ports": 1,
     "bot.prompts": 1,
+    "bot.protected": 1,
     "bot.redact": 1,
     "bot.render": 1,
     "bot.repo_config": 1,

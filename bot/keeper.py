@@ -1,0 +1,94 @@
+"""Keeps what a thread needs to go on: the agent's session after every turn, and work that was not published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import structlog
+
+from bot.errors import ConductorError, InfrastructureError, JobFailed
+from bot.model import Job
+from bot.shelf import Shelf
+from runners import work
+from runners.gateway.desk import Desk
+from runners.mirrors import Mirrors
+
+log = structlog.get_logger(__name__)
+
+
+class Keeper:
+    """Between the desks of attempts and the shelf of their threads."""
+
+    def __init__(self, shelf: Shelf, mirrors: Mirrors) -> None:
+        self._shelf = shelf
+        self._mirrors = mirrors
+
+    async def bring_session(self, job: Job, desk: Desk) -> bool:
+        """Lay the thread's session on the desk; False when its agent has none."""
+        if desk.session_tar.exists():
+            return True
+        return await self._shelf.fetch(job.thread_id, _session(job), desk.session_tar)
+
+    async def keep_session(self, job: Job, desk: Desk) -> None:
+        """Keep the session that the turn left. One that cannot be kept costs the next job its memory, no more."""
+        if desk.session_tar.exists():
+            await self._try_to_keep(job, _session(job), desk.session_tar)
+
+    async def bring_work(self, job: Job, desk: Desk, mirror: Path) -> tuple[str, str] | None:
+        """Lay unfinished work on the desk: that of the job's own earlier attempt, or of the one it goes on from.
+
+        Returns its base and its head, or None when there is none that fits this repository as it is now.
+        """
+        origins = [job.id, *([job.retry_of] if job.go_on and job.retry_of else [])]
+        for origin in origins:
+            if await self._shelf.fetch(job.thread_id, _work(origin), desk.work):
+                found = await work.describe(desk.work)
+                if found is not None and len(found.needs) == 1:
+                    (base,) = found.needs
+                    if await self._has(mirror, base):
+                        return base, found.head
+                log.warning("unfinished work does not fit any more", origin=origin)
+                desk.work.unlink(missing_ok=True)
+        return None
+
+    async def keep_work(self, job: Job, desk: Desk, *, finished: bool) -> bool:
+        """Keep what the attempt has pushed to its quarantine and nobody published; False when there is nothing."""
+        if not job.base_sha or not desk.quarantine.exists():
+            return False
+        bundle = desk.directory / "kept.bundle"
+        try:
+            if not await work.pack(desk.quarantine, job.base_sha, bundle, finished=finished):
+                return False
+            return await self._try_to_keep(job, _work(job.id), bundle)
+        except InfrastructureError as error:
+            log.warning("the work in progress is not kept", error=str(error))
+            return False
+        finally:
+            bundle.unlink(missing_ok=True)
+
+    async def forget_work(self, job: Job) -> None:
+        """The job's work is published: nobody goes on from what it was before."""
+        await self._shelf.remove(job.thread_id, _work(job.id))
+
+    async def _try_to_keep(self, job: Job, name: str, source: Path) -> bool:
+        try:
+            await self._shelf.keep(job.thread_id, name, source)
+        except ConductorError as error:
+            log.warning("not kept", name=name, error=str(error))
+            return False
+        return True
+
+    async def _has(self, mirror: Path, sha: str) -> bool:
+        try:
+            await self._mirrors.resolve(mirror, sha)
+        except JobFailed:
+            return False
+        return True
+
+
+def _session(job: Job) -> str:
+    return f"{job.agent}.session"
+
+
+def _work(job_id: str) -> str:
+    return f"{job_id}.work"
