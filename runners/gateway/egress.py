@@ -106,6 +106,7 @@ class Egress:
         upstream: URL | None = None,
         bypass: Callable[[str], bool] | None = None,
         max_bytes: int = 10 << 30,
+        look_up: Callable[[str], Sequence[Address]] | None = None,
         idle: float = IDLE_SECONDS,
         total: float = TOTAL_SECONDS,
         head: float = HEAD_SECONDS,
@@ -114,12 +115,14 @@ class Egress:
 
         ``private``: networks that the server's own rules may lead into. ``upstream``: the operator's proxy, used for
         every host but those that ``bypass`` names. ``max_bytes``: of one attempt, both directions together.
-        ``idle``, ``total``, ``head``: time limits in seconds.
+        ``look_up``: a name's addresses, by default the system's; called in a thread, raises OSError. ``idle``,
+        ``total``, ``head``: time limits in seconds.
         """
         self._private = tuple(private)
         self._upstream = upstream
         self._bypass = bypass
         self._max_bytes = max_bytes
+        self._look_up = look_up or _look_up
         self._idle = idle
         self._total = total
         self._head = head
@@ -164,7 +167,9 @@ class Egress:
                 _record(desk, refused)
                 writer.write(_answer(refused))
             except asyncio.LimitOverrunError:
-                writer.write(_answer(_Refused(431, "Request Header Fields Too Large", "The head is too large.")))
+                writer.write(
+                    _answer(_Refused(431, "Request Header Fields Too Large", "The head is too large."))
+                )
             except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
                 pass  # it said nothing we could answer, or is cut in the midst of what it says
         finally:
@@ -190,7 +195,10 @@ class Egress:
                 if sink.can_write_eof():
                     sink.write_eof()  # half-closed: the other direction may go on
 
-            ways = [asyncio.ensure_future(carry(near[0], far[1])), asyncio.ensure_future(carry(far[0], near[1]))]
+            ways = [
+                asyncio.ensure_future(carry(near[0], far[1])),
+                asyncio.ensure_future(carry(far[0], near[1])),
+            ]
             try:
                 await asyncio.gather(*ways)
             except BaseException:
@@ -370,7 +378,11 @@ class Egress:
                 refusal = "it is this host itself" if _is_ours(candidate) else None
             if refusal is not None:
                 log.warning(
-                    "egress.address", attempt=desk.attempt_id, where=str(wanted), address=str(candidate), why=refusal
+                    "egress.address",
+                    attempt=desk.attempt_id,
+                    where=str(wanted),
+                    address=str(candidate),
+                    why=refusal,
                 )
                 raise _Refused(
                     403,
@@ -383,19 +395,11 @@ class Egress:
 
     async def _resolve(self, wanted: Destination, seconds: float) -> list[Address]:
         loop = asyncio.get_running_loop()
-
-        def look_up() -> list[Address]:
-            # the final dot: no search list, the name is whole
-            flags = socket.AI_ADDRCONFIG
-            name = f"{wanted.host}." if "." in wanted.host else wanted.host
-            found = socket.getaddrinfo(name, wanted.port, type=socket.SOCK_STREAM, flags=flags)
-            return list(dict.fromkeys(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found))
-
         async with asyncio.timeout(seconds):
-            found = await loop.run_in_executor(self._resolving, look_up)
+            found = await loop.run_in_executor(self._resolving, self._look_up, wanted.host)
         if not found:
             raise OSError(errno.EADDRNOTAVAIL, "the name has no address")
-        return found
+        return list(found)
 
 
 class _Checked(AbstractResolver):
@@ -544,9 +548,7 @@ def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
     return found
 
 
-async def _open(
-    addresses: Sequence[Address], port: int
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _open(addresses: Sequence[Address], port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A connection to the first of ``addresses`` that takes it. Raises OSError, also TimeoutError."""
     last: OSError = OSError(errno.EADDRNOTAVAIL, "no address")
     for address in addresses:
@@ -592,6 +594,14 @@ async def _close(writer: asyncio.StreamWriter) -> None:
     except asyncio.CancelledError:
         writer.transport.abort()
         raise
+
+
+def _look_up(name: str) -> Sequence[Address]:
+    """What the system says, without its search list. Raises OSError."""
+    whole = f"{name}." if "." in name else name
+    found = socket.getaddrinfo(whole, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    texts = (str(entry[4][0]).partition("%")[0] for entry in found)
+    return [ipaddress.ip_address(text) for text in dict.fromkeys(texts)]
 
 
 def _is_ours(address: Address) -> bool:

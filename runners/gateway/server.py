@@ -20,6 +20,7 @@ from urllib.parse import unquote
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from bot.errors import InfrastructureError
 from runners import shim
@@ -74,9 +75,7 @@ class Gateway:
         """
         door = self._doors.get(desk.attempt_id)
         if door is None:
-            door = self._doors[desk.attempt_id] = _Door(
-                desk, self._routes, self._egress, self._long_poll
-            )
+            door = self._doors[desk.attempt_id] = _Door(desk, self._routes, self._egress, self._long_poll)
             try:
                 await door.open()
             except BaseException:
@@ -111,7 +110,7 @@ class _Door:
         self._closing = asyncio.Event()
         self._session = asyncio.Lock()
         self._server: asyncio.AbstractServer | None = None
-        app = web.Application(client_max_size=MAX_READ)
+        app = web.Application(client_max_size=MAX_READ, middlewares=[self._sort])
         app.router.add_route("*", "/{path:.*}", self._serve)
         self._runner = web.AppRunner(
             app, access_log=None, handle_signals=False, shutdown_timeout=CLOSE_SECONDS
@@ -169,11 +168,15 @@ class _Door:
 
     # --- requests ---
 
+    @web.middleware
+    async def _sort(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """An absolute URI wants out, whatever its host is. A CONNECT is only taken as a connection's first request."""
+        if request.raw_path.startswith("/"):
+            return await handler(request)
+        return await self._egress.forward(request, self._desk)
+
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         desk = self._desk
-        if not request.raw_path.startswith("/"):
-            # An absolute URI wants out, whatever its host; a CONNECT is only taken as a connection's first request.
-            return await self._egress.forward(request, desk)
         if not any(desk.accepts(token) for token in _tokens(request)):
             log.warning("gateway.refused", attempt=desk.attempt_id, method=request.method)
             return _error(401, "The token is missing or is not this attempt's.", challenge=True)
