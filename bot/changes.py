@@ -8,15 +8,11 @@ from __future__ import annotations
 import enum
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from bot.config import Settings
-
-#: ``folder/**`` is the folder with all that is in it; anything else is one path. Compared without case, because
-#: a checkout on Windows or macOS is. Code owners: https://docs.github.com/en/repositories/
-#: managing-your-repositorys-settings-and-features/customizing-your-repository/about-code-owners
-PROTECTED = (".github/**", ".gitmodules", "CODEOWNERS", "docs/CODEOWNERS")
+from bot.protected import Protection
 
 #: More violations than this are not listed; the change is refused all the same.
 MAX_VIOLATIONS = 50
@@ -69,15 +65,16 @@ class Changes:
 class ChangeRules:
     """What may be published. Sizes in bytes."""
 
-    protected: Sequence[str] = PROTECTED
+    protected: Protection = field(default_factory=Protection)
     max_files: int = 3000
     max_file_bytes: int = 50 * 2**20
     max_total_bytes: int = 200 * 2**20
 
     @classmethod
-    def of(cls, settings: Settings) -> ChangeRules:
-        """The rules of this server."""
+    def of(cls, settings: Settings, *, protected: Sequence[str] = ()) -> ChangeRules:
+        """The rules of this server, and the paths that the repository protects besides."""
         return cls(
+            protected=Protection((*settings.protected_paths, *protected)),
             max_files=settings.max_changed_files,
             max_file_bytes=settings.max_file_bytes,
             max_total_bytes=settings.max_push_bytes,
@@ -91,7 +88,6 @@ class ViolationKind(enum.StrEnum):
     too_many_files = "too_many_files"
     total_too_large = "total_too_large"
     file_too_large = "file_too_large"
-    protected_path = "protected_path"
     submodule = "submodule"
     symlink = "symlink"
     bad_name = "bad_name"
@@ -149,8 +145,6 @@ def _file_violations(file: ChangedFile, rules: ChangeRules) -> Iterator[Violatio
     def violation(kind: ViolationKind, message: str) -> Violation:
         return Violation(kind=kind, path=name, message=message)
 
-    if is_protected(file.path, rules.protected):
-        yield violation(ViolationKind.protected_path, f"{name} is protected: only people change it.")
     if file.status == "D":
         return  # whatever it was, it is going
     problem = name_problem(file.path)
@@ -171,14 +165,36 @@ def _file_violations(file: ChangedFile, rules: ChangeRules) -> Iterator[Violatio
         )
 
 
-def is_protected(path: str, patterns: Iterable[str]) -> bool:
-    """Whether ``path`` is one of ``patterns`` or in a folder that ends with ``/**`` there. Ignores case."""
-    folded = path.casefold()
-    for pattern in patterns:
-        folder = pattern.removesuffix("/**").casefold()
-        if folded == folder or (pattern.endswith("/**") and folded.startswith(folder + "/")):
-            return True
-    return False
+def held_back(files: Sequence[ChangedFile], protected: Protection) -> list[ChangedFile]:
+    """Those of ``files`` that only a person may publish, and what cannot be in one tree without them.
+
+    When a folder with a protected file in it becomes a link or a file, or the other way round, the tree can hold
+    the one or the other: then both wait.
+    """
+    held = {
+        file.path for file in files if protected.covers(file.path, leads=file.is_symlink or file.is_submodule)
+    }
+    waiting = [file for file in files if file.path not in held]
+    while True:
+        kept = {file.path for file in files if file.path in held and file.old_mode}
+        above = {parent for path in kept for parent in _parents(path)}
+        more = {
+            file.path
+            for file in waiting
+            if file.new_mode and (file.path in above or not kept.isdisjoint(_parents(file.path)))
+        }
+        if not more:
+            return [file for file in files if file.path in held]
+        held |= more
+        waiting = [file for file in waiting if file.path not in more]
+
+
+def _parents(path: str) -> Iterator[str]:
+    """The folders that ``path`` is in."""
+    at = path.rfind("/")
+    while at > 0:
+        yield path[:at]
+        at = path.rfind("/", 0, at)
 
 
 # Control characters (C0, DEL, C1), line and paragraph separators, and the ones that reorder text on a screen

@@ -136,7 +136,9 @@ class Settings(BaseSettings):
     limit_repository: int = Field(5, ge=0, description="jobs that run at once in a repository; 0: no limit")
     limit_installation: int = Field(0, ge=0, description="the same for an installation (an account)")
     limit_user: int = Field(5, ge=0, description="the same for whoever asked")
-    limit_user_hour: int = Field(60, ge=0, description="jobs that a person may ask for in an hour; 0: no limit")
+    limit_user_hour: int = Field(
+        60, ge=0, description="jobs that a person may ask for in an hour; 0: no limit"
+    )
     limit_queued: int = Field(100, ge=0, description="jobs that may wait in a repository; 0: no limit")
 
     default_agent: str = Field("claude", description="for the plain label and commands that name none")
@@ -154,8 +156,12 @@ class Settings(BaseSettings):
     hibernate_after: int = Field(
         600, ge=0, le=3000, description="seconds that a container stays frozen while a person is asked"
     )
-    answer_days: float = Field(7, gt=0, le=365, description="an unanswered question ends the job after so long")
-    restarts: int = Field(2, ge=0, le=20, description="how often a job goes on by itself after its host failed")
+    answer_days: float = Field(
+        7, gt=0, le=365, description="an unanswered question ends the job after so long"
+    )
+    restarts: int = Field(
+        2, ge=0, le=20, description="how often a job goes on by itself after its host failed"
+    )
     session_days: float = Field(30, gt=0, description="how long sessions and unfinished work are kept")
     session_max_bytes: int = Field(64 * 2**20, ge=2**20, description="a larger session is not kept")
 
@@ -213,14 +219,27 @@ class Settings(BaseSettings):
     max_changed_files: int = Field(3000, ge=1, description="more are not published")
     max_file_bytes: int = Field(50 * 2**20, ge=1, description="a larger file is not published")
     max_push_bytes: int = Field(200 * 2**20, ge=1, description="a larger push is refused by the gateway")
+    protected_paths: tuple[str, ...] = Field((), description="only people change these, besides .github/** …")
+    close_issues: bool = Field(True, description="merging a pull request of ours closes its issue")
+    commit_signing: Literal["none", "api", "ssh"] = Field("none", description="who signs the commits")
+    signing_key: SecretStr = Field(
+        SecretStr(""), description="ssh: private key text, or the path of its file"
+    )
+    signing_committer: str = Field("", description="ssh: Name <email> of the account that the key belongs to")
 
     egress_allow: tuple[str, ...] = Field((), description="where every container may connect: host, *.suffix")
-    egress_may_allow: tuple[str, ...] = Field((), description="what a repository may add; *: every public host")
-    egress_image_presets: bool = Field(True, description="let the image's package managers reach their registries")
+    egress_may_allow: tuple[str, ...] = Field(
+        (), description="what a repository may add; *: every public host"
+    )
+    egress_image_presets: bool = Field(
+        True, description="let the image's package managers reach their registries"
+    )
     egress_presets: dict[str, tuple[str, ...]] = Field(
         default_factory=dict, description="preset -> hosts; adds to what the image configures"
     )
-    egress_private: tuple[Network, ...] = Field((), description="private networks that our own rules may lead to")
+    egress_private: tuple[Network, ...] = Field(
+        (), description="private networks that our own rules may lead to"
+    )
     egress_upstream: str = Field("", description="http:// proxy to connect through; none: connect directly")
     egress_max_bytes: int = Field(10 * 2**30, ge=1, description="more is not moved in or out for one attempt")
 
@@ -309,6 +328,21 @@ class Settings(BaseSettings):
         return text
 
     @property
+    def signing_key_text(self) -> str:
+        """The SSH key that signs commits, read from its file when a path was given; empty when there is none."""
+        value = self.signing_key.get_secret_value().strip()
+        if not value or value.startswith("-----BEGIN"):
+            return value
+        path = Path(value).expanduser()
+        try:
+            return path.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(
+                f"The signing key file {str(path)!r} cannot be read: {error}.",
+                "Set CONDUCTOR_SIGNING_KEY to the path of an SSH private key that the worker may read.",
+            ) from error
+
+    @property
     def github_url(self) -> str:
         """Where git repositories and web pages are: derived from the API's URL.
 
@@ -361,7 +395,11 @@ class Settings(BaseSettings):
         pem = self.github_private_key.get_secret_value()
         if pem:
             values.append(self.private_key_pem.strip())
-        values.extend(urlsplit(url).password or "" for url in (self.redis_url, self.database_url, self.egress_upstream))
+        with suppress(ConfigurationError):  # set on the worker hosts only
+            values.append(self.signing_key_text)
+        values.extend(
+            urlsplit(url).password or "" for url in (self.redis_url, self.database_url, self.egress_upstream)
+        )
         return tuple(value for value in values if value)
 
     def require(self, *names: Annotated[str, "setting names"]) -> None:

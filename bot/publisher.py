@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
+import asyncio
+import codecs
+import os
+import time
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
 from pathlib import Path
+from typing import TextIO
 
 import structlog
 
-from bot.changes import ChangeRules, check_changes
+from bot import repo_config
+from bot.api_commits import ApiCommits
+from bot.changes import ChangedFile, ChangeRules, Changes, check_changes, held_back, shown
 from bot.config import Settings
 from bot.errors import ConductorError, JobFailed
-from bot.github import GitHub
+from bot.github import AppIdentity, GitHub
+from bot.held_back import MAX_LISTED as MAX_HELD_LISTED
+from bot.held_back import MAX_SHOWN, HeldBack
 from bot.model import Attempt, FailureKind, Job, Phase, Result, TargetKind
-from bot.redact import Redactor
-from bot.render import oneline
+from bot.redact import MASK, Redactor
+from bot.render import oneline, quiet_line
 from bot.report import Reporter
 from bot.store import Store
 from runners import quarantine
 from runners.gateway.desk import Outcome
 from runners.quarantine import Person
+from runners.signing import SshSigner
 
 log = structlog.get_logger(__name__)
 
 MAX_LISTED = 10  # violations that a message names
+KEPT_DAYS = 30  # a patch that was too long for a comment
 
 #: What the token for a push may do, and nothing else.
 PUSH_PERMISSIONS = {"contents": "write"}
@@ -45,7 +57,7 @@ class Publisher:
         self._github = github
         self._reporter = reporter
         self._redactor = redactor
-        self._rules = ChangeRules.of(settings)
+        self._signer: SshSigner | None = None
 
     async def check(self, job: Job, repository: Path, outcome: Outcome) -> bool:
         """Whether there is a change to publish. Raises JobFailed when it must not be published."""
@@ -61,7 +73,7 @@ class Publisher:
         changes = await quarantine.inspect(repository, job.base_sha, outcome.head)
         if changes.empty:
             return False
-        violations = check_changes(changes, self._rules)
+        violations = check_changes(changes, self._rules(job))
         if violations:
             listed = "\n".join(f"- {violation.message}" for violation in violations[:MAX_LISTED])
             more = len(violations) - MAX_LISTED
@@ -72,37 +84,138 @@ class Publisher:
                 f"{listed}" + (f"\n- … and {more} more" if more > 0 else ""),
                 "Say in a new `/agent` command what to leave out, or make that part by hand.",
             )
-        async with aclosing(quarantine.added_text(repository, job.base_sha, outcome.head)) as added:
-            async for path, text in added:
-                if self._redactor.text(text) != text:
-                    raise JobFailed(
-                        Phase.publish,
-                        FailureKind.refused,
-                        f"Nothing was pushed: `{path}` contains what looks like a secret "
-                        "(key, token or password).",
-                        "Take it out of the task or the repository, then write `/agent retry`.",
-                    )
+        await self._search(job, repository, changes)
         return True
 
     async def publish(
         self, job: Job, attempt: Attempt, repository: Path, outcome: Outcome, result: Result
     ) -> Job:
-        """Seal the agent's tree as one commit of ours, push it, open the pull request. Returns the changed job."""
-        if not (job.base_sha and job.branch and outcome.head):
+        """Make one commit of ours of the agent's tree, push it, open the pull request. Returns the changed job.
+
+        What only people may change is left out and noted in ``held_back``; when that is all, nothing is pushed.
+        """
+        base = job.base_sha
+        if not (base and job.branch and outcome.head):
             raise ValueError("the job was not prepared")
+        tree, held = await self._divide(job, repository, base, outcome.head)
+        if held is not None:
+            job = job.evolve(held_back=held.dump())
+            await self._store.note(job.id, fence=attempt.fence, held_back=job.held_back)
+            if tree == await quarantine.tree_of(repository, base):
+                return job
+        if self._settings.commit_signing == "api":
+            job = await self._publish_by_api(job, attempt, repository, tree, result)
+        else:
+            job = await self._publish_by_push(job, attempt, repository, outcome.head, tree, result)
+        if job.target is TargetKind.issue:
+            await self._store.check_fence(job.id, attempt.fence)
+            number = await self.open_pull(job, title=result.title or job.title)
+            job = job.evolve(pull_number=number)
+            await self._store.note(job.id, fence=attempt.fence, pull_number=job.pull_number)
+        return job
+
+    async def open_pull(self, job: Job, *, title: str) -> int:
+        """Open the pull request of the job's branch, or find the one that is there. Returns its number."""
+        return await self._reporter.pull_request(
+            job, title=title, base=job.base or "", closes=self._settings.close_issues
+        )
+
+    # --- what must not leave
+
+    def _rules(self, job: Job) -> ChangeRules:
+        return ChangeRules.of(self._settings, protected=repo_config.of(job).protected)
+
+    async def _search(self, job: Job, repository: Path, changes: Changes) -> None:
+        """Look for secrets in everything that would leave. Raises JobFailed."""
+        if job.target is TargetKind.issue and self._redactor.text(job.branch or "") != job.branch:
+            raise _secret("the branch's name", "Take it out of the issue's title")
+        for file in changes.files:
+            if self._redactor.holds_secret(file.path):
+                raise _secret(f"the name of the file `{shown(self._redactor.text(file.path))}`")
+        added = quarantine.added_text(repository, changes.base_sha, changes.head_sha)
+        async with aclosing(added):
+            async for path, text in added:
+                # a large text takes a while: the loop has other things to do meanwhile
+                if await asyncio.to_thread(self._redactor.holds_secret, text):
+                    raise _secret(f"`{shown(path)}`")
+
+    async def _divide(
+        self, job: Job, repository: Path, base_sha: str, head: str
+    ) -> tuple[str, HeldBack | None]:
+        """The tree that is pushed, and what of the agent's is not in it."""
+        whole = await quarantine.tree_of(repository, head)
+        changes = await quarantine.inspect(repository, base_sha, head)
+        files = held_back(changes.files, self._rules(job).protected)
+        if not files:
+            return whole, None
+        tree = await quarantine.without(repository, base_sha, head, {file.path for file in files})
+        log.info("held back", files=len(files), **job.log_context())
+        return tree, await self._patch(job, repository, tree, whole, files)
+
+    async def _patch(
+        self, job: Job, repository: Path, tree: str, whole: str, files: Sequence[ChangedFile]
+    ) -> HeldBack:
+        """What makes the agent's tree of the pushed one, for a person to read and apply."""
+        folder = self._settings.data_dir.absolute() / "held-back"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await asyncio.to_thread(_remove_old, folder)
+        target = folder / f"{job.id}.patch"
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        redacted = self._redactor.stream()
+        shown_text, altered, size = "", False, 0
+
+        def write(file: TextIO, text: str) -> None:
+            nonlocal shown_text, altered, size
+            safe = text.replace("<!-- agent-conductor:", "<!- agent-conductor:")
+            altered = altered or safe != text or MASK in text or "\ufffd" in text or "\r" in text
+            size += len(safe)
+            file.write(safe)
+            if size <= MAX_SHOWN:
+                shown_text += safe
+
+        target.unlink(missing_ok=True)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            async with aclosing(quarantine.patch(repository, tree, whole)) as chunks:
+                async for chunk in chunks:
+                    write(file, redacted.feed(decoder.decode(chunk)))
+            write(file, redacted.feed(decoder.decode(b"", final=True)))
+            write(file, redacted.flush())
+        fits = size <= MAX_SHOWN
+        if fits:
+            target.unlink()
+        return HeldBack(
+            files=[shown(self._redactor.text(file.path)) for file in files[:MAX_HELD_LISTED]],
+            count=len(files),
+            patch=shown_text.rstrip("\n") if fits else "",
+            host="" if fits else self._settings.host_name,
+            stored="" if fits else f"held-back/{target.name}",
+            altered=altered,
+            base_sha=job.base_sha or "",
+        )
+
+    # --- the two ways out
+
+    async def _publish_by_push(
+        self, job: Job, attempt: Attempt, repository: Path, head: str, tree: str, result: Result
+    ) -> Job:
+        """Make the commit here, and push exactly that."""
         identity = await self._github.identity()
         bot = Person(name=identity.login, email=identity.email)
-        asker = job.trigger.actor
+        signer = None
+        if self._settings.commit_signing == "ssh":
+            signer = await self.signer()
         sha = await quarantine.seal(
             repository,
-            job.base_sha,
-            outcome.head,
+            job.base_sha or "",
+            head,
             author=bot,
-            committer=bot,
+            committer=Person(name=signer.name, email=signer.email) if signer else bot,
             message=self._message(job, result),
-            # https://docs.github.com/en/account-and-profile/reference/email-addresses-reference
-            co_author=Person(name=asker.login, email=f"{asker.id}+{asker.login}@users.noreply.github.com"),
+            co_author=self._asker(job, identity),
             moment=job.created_at,
+            tree=tree,
+            signer=signer,
         )
         # written before the push: after a crash we know which commit to look for
         await self._store.note(job.id, fence=attempt.fence, head_sha=sha, summary=job.summary)
@@ -113,14 +226,50 @@ class Publisher:
             # refused for good: nobody is to look for that commit
             await self._store.note(job.id, fence=attempt.fence, head_sha=None)
             raise
-        if job.target is TargetKind.issue:
-            await self._store.check_fence(job.id, attempt.fence)
-            number = await self._reporter.pull_request(
-                job, title=result.title or job.title, base=job.base or ""
-            )
-            await self._store.note(job.id, fence=attempt.fence, pull_number=number)
-            job = job.evolve(pull_number=number)
         return job
+
+    async def _publish_by_api(
+        self, job: Job, attempt: Attempt, repository: Path, tree: str, result: Result
+    ) -> Job:
+        """Have GitHub make and sign the commit, then move the branch to it."""
+        commits, branch = ApiCommits(self._github), job.branch or ""
+        if job.head_sha and await commits.branch(job.repo, branch) == job.head_sha:
+            return job  # we were here before a crash; another try would make another commit
+        await self._store.check_fence(job.id, attempt.fence)
+        identity = await self._github.identity()
+        sha = await commits.commit(
+            job.repo,
+            repository,
+            base_sha=job.base_sha or "",
+            tree=tree,
+            message=quarantine.with_co_author(self._message(job, result), self._asker(job, identity)),
+        )
+        await self._store.note(job.id, fence=attempt.fence, head_sha=sha, summary=job.summary)
+        job = job.evolve(head_sha=sha)
+        expected = job.base_sha if job.target is TargetKind.pull_request else None
+        try:
+            # as late as possible: a newer attempt makes this one void
+            await self._store.check_fence(job.id, attempt.fence)
+            await commits.move(job.repo, branch, sha, expected=expected)
+        except JobFailed:
+            await self._store.note(job.id, fence=attempt.fence, head_sha=None)
+            raise
+        return job
+
+    async def signer(self) -> SshSigner | None:
+        """What signs the commits, made at the first call; None when the settings want no key.
+
+        Raises ConfigurationError: ask once at the start.
+        """
+        if self._settings.commit_signing == "ssh" and self._signer is None:
+            self._signer = await SshSigner.create(self._settings)
+        return self._signer
+
+    def _asker(self, job: Job, identity: AppIdentity) -> Person:
+        asker = job.trigger.actor
+        # https://docs.github.com/en/account-and-profile/reference/email-addresses-reference
+        domain = identity.email.rpartition("@")[2]
+        return Person(name=asker.login, email=f"{asker.id}+{asker.login}@{domain}")
 
     async def _push(self, job: Job, attempt: Attempt, repository: Path, sha: str) -> None:
         if not job.branch:
@@ -149,5 +298,22 @@ class Publisher:
                 log.warning("a token was not revoked; it ends by itself within the hour", error=str(error))
 
     def _message(self, job: Job, result: Result) -> str:
-        title = oneline(result.title or job.title, 100)
+        title = quiet_line(oneline(result.title or job.title, 100))
         return self._redactor.text(f"{title}\n\nFor #{job.number}, by {job.agent} (job {job.id}).")
+
+
+def _secret(where: str, todo: str = "Take it out of the task or the repository") -> JobFailed:
+    return JobFailed(
+        Phase.publish,
+        FailureKind.refused,
+        f"Nothing was pushed: {where} contains what looks like a secret (key, token or password).",
+        f"{todo}, then write `/agent retry`.",
+    )
+
+
+def _remove_old(folder: Path) -> None:
+    oldest = time.time() - KEPT_DAYS * 86400
+    for file in folder.glob("*.patch"):
+        with suppress(FileNotFoundError):
+            if file.stat().st_mtime < oldest:
+                file.unlink()

@@ -22,7 +22,7 @@ from bot.needles import MAX_GAP, OPEN, SHORTEST, Needles, base64_cores, forms, p
 MASK = "«redacted»"
 MINIMUM = 6  # characters; shorter values would blank ordinary words
 #: Values that were added later (tokens, which live for an hour); beyond these the oldest is forgotten.
-MAX_ADDED = 2000
+MAX_ADDED = 1000
 _SHIFTED_MINIMUM = 8  # of base64 text that stands inside other base64 text
 
 _CUT_KEY = re.compile(PEM_BEGIN + PEM_BODY + "*")

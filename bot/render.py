@@ -7,17 +7,45 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bot.held_back import HeldBack
 from bot.model import Job, JobState, Usage, Waiting
 
 #: GitHub refuses longer bodies (issues, comments, pull requests) and check-run summaries.
 MAX_BODY = 65_000
 
-_MENTION = re.compile(r"@(?=[A-Za-z0-9])")
+_ZERO_WIDTH = "\u200b"
+# Characters that nobody sees, or that reorder what is seen: zero-width, bidirectional, tags, soft hyphens, variation
+# selectors of their own, and control characters but tabs and line ends (CVE-2021-42574, https://trojansource.codes).
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u2028-\u202e\u2060-\u206f\u3164\ufe00-\ufe0e\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+# Each of these gets a zero-width space where it says so (at the empty group), so that it looks as it did and does
+# nothing. An entity could write any of the others, so entities go as well.
+_ACTIVE = re.compile(
+    # @user, @org/team, in any context
+    r"@()(?=\S)"
+    # https://docs.github.com/en/get-started/writing-on-github/working-with-advanced-formatting/
+    # autolinked-references-and-urls: #12, owner/repo#12, GH-12
+    r"|#()(?=[0-9])"
+    r"|\b[Gg][Hh]-()(?=[0-9])"
+    # the address of an issue, pull request, discussion or commit, on any GitHub
+    r"|/(?:issues|pull|pulls|discussions|commit|commits)/()(?=[0-9a-fA-F])"
+    # &#64; &commat;
+    r"|&()(?=#|[A-Za-z][A-Za-z0-9]*;)"
+)
+# Only where Markdown is read: raw HTML and comments; images, which are fetched by whoever looks; other bots' commands.
+_MARKUP = re.compile(r"<()(?=[A-Za-z/!?])|!()(?=\[)|^[ \t]{0,3}()(?=/[A-Za-z])", re.MULTILINE)
 # https://docs.github.com/en/issues/tracking-your-work-with-issues/linking-a-pull-request-to-an-issue
 _CLOSING = re.compile(
-    r"\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)(:?\s+)(?=#|https?://|[\w.-]+/[\w.-]+#)", re.I
+    r"\b(close[sd]?|fix(?:e[sd])?|resolve[sd]?)()(?=[\s:*_~`\[(\\]{1,20}"
+    r"(?:#|GH-|https?://|[\w.-]{1,100}/[\w.-]{1,100}#))",
+    re.IGNORECASE,
 )
-_ZERO_WIDTH = "\u200b"
+# https://docs.github.com/en/actions/managing-workflow-runs/skipping-workflow-runs
+_SKIPPING = re.compile(
+    r"\[()(?=(?:skip[ -]ci|ci[ -]skip|no[ -]ci|skip[ -]actions|actions[ -]skip)\])", re.IGNORECASE
+)
 
 
 def marker(kind: str, key: str) -> str:
@@ -26,10 +54,46 @@ def marker(kind: str, key: str) -> str:
 
 
 def quiet(text: str) -> str:
-    """Text that is not ours, made harmless: it mentions nobody, closes no issue and hides no marker."""
-    text = text.replace("<!--", "&lt;!--")
-    text = _MENTION.sub("@" + _ZERO_WIDTH, text)
-    return _CLOSING.sub(lambda match: f"{match[1]}{_ZERO_WIDTH}{match[2]}", text)
+    """Markdown that is not ours, made harmless: it mentions nobody, refers to and closes no issue, loads no image.
+
+    It holds no HTML and no marker, hides nothing, and is no other bot's command. It looks as it did: what is active
+    is parted by a zero-width space. Code is treated like everything else, because only GitHub knows what it takes
+    for code.
+    """
+    return _parted(_parted(_quiet(text), _MARKUP), _SKIPPING)
+
+
+def quiet_line(text: str) -> str:
+    """The same for one line that is no Markdown: a title, the first line of a commit's message."""
+    return _parted(_quiet(" ".join(text.split())), _SKIPPING)
+
+
+def _quiet(text: str) -> str:
+    text = _UNSEEN.sub("", text.replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
+    return _parted(_parted(text, _CLOSING), _ACTIVE)
+
+
+def _parted(text: str, active: re.Pattern[str]) -> str:
+    """``text`` with a zero-width space at each match's empty group."""
+    parts, at = [], 0
+    for match in active.finditer(text):
+        place = next(match.start(number) for number, group in enumerate(match.groups(), 1) if group == "")
+        parts += [text[at:place], _ZERO_WIDTH]
+        at = place
+    return "".join((*parts, text[at:]))
+
+
+def fence(text: str) -> str:
+    """A code fence that nothing in ``text`` can end (https://spec.commonmark.org/0.31.2/#fenced-code-blocks)."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    return "`" * max(3, longest + 1)
+
+
+def code(text: str) -> str:
+    """One line as a code span that nothing in it can end."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    mark, space = "`" * (longest + 1), " " if "`" in text else ""
+    return f"{mark}{space}{oneline(text, 300)}{space}{mark}"
 
 
 def clip(text: str, limit: int = MAX_BODY) -> str:
@@ -107,11 +171,19 @@ def waiting_words(job: Job, waiting: Waiting) -> str:
 def next_step(job: Job) -> str:
     """What the reader may do now."""
     if job.state is JobState.succeeded and job.head_sha:
-        return f"review pull request #{job.pull_number}." if job.pull_number else ""
+        wanted = [f"review pull request #{job.pull_number}"] if job.pull_number else []
+        wanted += ["read the patch of what was held back"] if job.held_back else []
+        return f"{', and '.join(wanted)}." if wanted else ""
     if job.state in (JobState.queued, JobState.running):
         return "`/agent cancel` stops it."
     if job.state is JobState.paused:
-        return "" if job.answer is not None else "write `/agent resume` and your answer; `/agent cancel` stops it."
+        return (
+            ""
+            if job.answer is not None
+            else "write `/agent resume` and your answer; `/agent cancel` stops it."
+        )
+    if job.state is JobState.succeeded and job.held_back:
+        return "read the patch; apply it, or leave it."
     if job.state is JobState.succeeded:
         return "write `/agent` and what should be different."
     return (
@@ -131,8 +203,10 @@ def _environment() -> Environment:
         keep_trailing_newline=False,
     )
     environment.filters |= {
-        function.__name__: function for function in (quiet, clip, oneline, duration, money, tokens)
+        function.__name__: function
+        for function in (quiet, quiet_line, clip, oneline, duration, money, tokens, fence, code)
     }
+    environment.filters["held_back"] = HeldBack.load
     return environment
 
 

@@ -20,7 +20,7 @@ from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import Job, JobState, Repo, TargetKind, Trigger
 from bot.network import explain
 from bot.redact import Redactor
-from bot.render import clip, marker, next_step, oneline, render, waiting_words
+from bot.render import clip, marker, next_step, oneline, quiet_line, render, waiting_words
 from bot.store import Store
 
 log = structlog.get_logger(__name__)
@@ -137,7 +137,10 @@ class Reporter:
         }
         if job.state.final:
             conclusion = _CONCLUSIONS[job.state]
-            if job.state is JobState.succeeded and not job.head_sha:
+            if job.state is JobState.succeeded and job.held_back:
+                # a person has to look at the patch: the change is not all there without it
+                conclusion = "neutral" if job.head_sha else "action_required"
+            elif job.state is JobState.succeeded and not job.head_sha:
                 conclusion = "neutral"
             values |= {
                 "status": "completed",
@@ -158,13 +161,18 @@ class Reporter:
         if found != job.check_run_id:
             await self._store.note(job.id, check_run_id=found)
 
-    async def pull_request(self, job: Job, *, title: str, base: str) -> int:
-        """Open the pull request of the job's branch, or find the one that is there. Returns its number."""
+    async def pull_request(self, job: Job, *, title: str, base: str, closes: bool = True) -> int:
+        """Open the pull request of the job's branch, or find the one that is there. Returns its number.
+
+        ``closes``: merging it closes the job's issue.
+        """
         if not job.branch:
             raise ValueError("the job has no branch")
         client = self._client(job.repo)
-        title = oneline(self._redactor.text(title), 200)
-        body = self._clean(render("comments/pull_request.md.j2", job=job, marker=marker("pull", job.id)))
+        title = oneline(quiet_line(self._redactor.text(title)), 200)
+        body = self._clean(
+            render("comments/pull_request.md.j2", job=job, marker=marker("pull", job.id), closes=closes)
+        )
         found = await self._find_pull(client, job)
         if found is not None:
             return found
@@ -311,12 +319,22 @@ def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def _done(job: Job) -> str:
+    if job.held_back:
+        return (
+            f"Done by {job.agent}; a part waits for a person"
+            if job.head_sha
+            else "A patch waits for a person"
+        )
+    return f"Done by {job.agent}" if job.head_sha else "Finished without a change"
+
+
 def _title(job: Job) -> str:
     return {
         JobState.queued: f"Waiting for a free slot for {job.agent}",
         JobState.running: f"{job.agent} is working on it",
         JobState.paused: "A person was asked",
-        JobState.succeeded: f"Done by {job.agent}" if job.head_sha else "Finished without a change",
+        JobState.succeeded: _done(job),
         JobState.failed: job.message or "Failed",
         JobState.cancelled: "Cancelled",
         JobState.timed_out: "Out of time",

@@ -11,10 +11,12 @@ Layout: ``create`` makes ``<path>`` whole or not at all; its configuration is al
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import stat
-from collections.abc import AsyncGenerator, Sequence
+import tempfile
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -35,6 +37,7 @@ from runners.git import (
     stream,
     with_token,
 )
+from runners.signing import SshSigner
 
 WORK, CHECKPOINT = "work", "checkpoint"
 
@@ -97,6 +100,16 @@ class Person:
 
     def __str__(self) -> str:
         return f"{_plain(self.name)} <{_plain(self.email)}>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeEntry:
+    """One entry of the difference between two trees, as it shall be."""
+
+    path: str  # bytes that are not UTF-8 are kept as surrogates (PEP 383)
+    mode: int  # as in st_mode; 0: it shall go
+    oid: str  # of the blob; all zeros when it shall go
+    size: int = 0  # bytes
 
 
 class AddedText(NamedTuple):
@@ -246,6 +259,140 @@ async def added_text(
         raise _unreadable(error) from error
 
 
+async def tree_of(quarantine: Path, treeish: str) -> str:
+    """The tree of a commit (or the tree itself)."""
+    _check_sha(treeish)
+    return (
+        await git(
+            "rev-parse", "--verify", "--end-of-options", f"{treeish}^{{tree}}", git_dir=quarantine, env=WARY
+        )
+    ).text
+
+
+async def without(quarantine: Path, base_sha: str, head_sha: str, held: Collection[str]) -> str:
+    """The tree of ``head_sha`` with the paths ``held`` as they are in ``base_sha``; made in an index of its own.
+
+    ``held`` are paths of changed files; when one is at the place of a folder that another needs, both must be in it.
+    Raises JobFailed (publish, refused) when the trees cannot be read.
+    """
+    _check_sha(base_sha)
+    _check_sha(head_sha)
+    with tempfile.TemporaryDirectory(prefix="index-", dir=quarantine) as folder:
+        env = WARY | {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        # the rules of bot/changes.py looked at every changed name; those that were there before are not ours
+        config = (("core.protectNTFS", "false"), ("core.protectHFS", "false"))
+
+        async def run(*argv: str, lines: Iterable[bytes] = ()) -> str:
+            found = await git(
+                *argv,
+                git_dir=quarantine,
+                env=env,
+                config=config,
+                input=b"\0".join((*lines, b"")),
+                timeout=INSPECT_TIMEOUT,
+                umask=0o077,
+            )
+            return found.text
+
+        try:
+            before = await _reversed_entries(quarantine, base_sha, head_sha, held)
+            await run("read-tree", f"{head_sha}^{{tree}}")
+            gone = [entry for entry in before if not entry.mode]
+            kept = [entry for entry in before if entry.mode]
+            # first what must go: it may be where a folder was
+            lines = [
+                f"{entry.mode:o} {entry.oid}\t".encode() + os.fsencode(entry.path) for entry in (*gone, *kept)
+            ]
+            await run("update-index", "-z", "--index-info", lines=lines)
+            return await run("write-tree")
+        except GitError as error:
+            raise _unreadable(error) from error
+
+
+async def _reversed_entries(
+    quarantine: Path, base_sha: str, head_sha: str, held: Collection[str]
+) -> list[TreeEntry]:
+    """What would bring the paths ``held`` back to what they are in ``base_sha``."""
+    entries, complete = await _difference(quarantine, head_sha, base_sha, MAX_ENTRIES)
+    if not complete:
+        raise _too_large_to_search(f"more than {MAX_ENTRIES} files")
+    return [
+        TreeEntry(path=file.path, mode=file.new_mode, oid=oid) for file, oid in entries if file.path in held
+    ]
+
+
+async def difference(quarantine: Path, old: str, new: str) -> list[TreeEntry]:
+    """What makes the tree of ``new`` from the tree of ``old``, with the sizes of the contents."""
+    _check_sha(old)
+    _check_sha(new)
+    try:
+        entries, complete = await _difference(quarantine, old, new, MAX_ENTRIES)
+        if not complete:
+            raise _too_large_to_search(f"more than {MAX_ENTRIES} files")
+        files = await _with_contents(quarantine, entries)
+    except GitError as error:
+        raise _unreadable(error) from error
+    return [
+        TreeEntry(path=file.path, mode=file.new_mode, oid=oid, size=file.size)
+        for file, (_, oid) in zip(files, entries, strict=True)
+    ]
+
+
+async def blob(quarantine: Path, oid: str, *, max_bytes: int) -> bytes:
+    """The content of one file. Raises GitError when it is longer than ``max_bytes``."""
+    _check_sha(oid)
+    found = await git(
+        "cat-file", "blob", oid, git_dir=quarantine, env=WARY, timeout=INSPECT_TIMEOUT, max_output=max_bytes
+    )
+    return found.stdout
+
+
+async def patch(quarantine: Path, old: str, new: str) -> AsyncGenerator[bytes]:
+    """What `git apply` needs to make the tree of ``new`` from the tree of ``old``; binary files, too.
+
+    Use ``contextlib.aclosing`` when leaving early. Raises JobFailed (publish, refused).
+    """
+    _check_sha(old)
+    _check_sha(new)
+    output = stream(
+        "diff-tree",
+        "-r",
+        "-p",
+        "--binary",
+        "--full-index",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--no-renames",
+        "--no-color",
+        "--no-indent-heuristic",
+        "--ignore-submodules=none",
+        "--src-prefix=a/",
+        "--dst-prefix=b/",
+        old,
+        new,
+        "--",
+        git_dir=quarantine,
+        env=WARY,
+        timeout=INSPECT_TIMEOUT,
+    )
+    try:
+        async with contextlib.aclosing(output):
+            async for chunk in output:
+                yield chunk
+    except GitError as error:
+        raise _unreadable(error) from error
+
+
+def with_co_author(message: str, co_author: Person | None) -> str:
+    """A commit's message that names who asked for it."""
+    text = message.replace("\x00", "").strip() or "Work of the agent"
+    if co_author is not None:
+        # https://docs.github.com/en/pull-requests/committing-changes-to-your-project/
+        # creating-and-editing-commits/creating-a-commit-with-multiple-authors
+        text += f"\n\nCo-authored-by: {co_author}"
+    return text + "\n"
+
+
 async def seal(
     quarantine: Path,
     base_sha: str,
@@ -256,43 +403,45 @@ async def seal(
     message: str,
     moment: datetime,
     co_author: Person | None = None,
+    tree: str | None = None,
+    signer: SshSigner | None = None,
 ) -> str:
-    """Make one commit on top of ``base_sha`` with ``head_sha``'s tree and return its SHA.
+    """Make one commit on top of ``base_sha`` with ``head_sha``'s tree (or ``tree``) and return its SHA.
 
     Author, committer and message are ours, whatever the agent wrote into its own commits; those stay here.
-    The same arguments give the same SHA: a repetition after a crash makes nothing new. ``moment`` needs a
-    time zone.
+    The same arguments give the same SHA (with a signer: for Ed25519 and RSA keys), so a repetition after a crash makes
+    nothing new. ``moment`` needs a time zone.
     """
     _check_sha(base_sha)
     _check_sha(head_sha)
+    if tree is not None:
+        _check_sha(tree)
     if moment.tzinfo is None:
         raise ValueError("`moment` needs a time zone")
     stamp = f"{int(moment.timestamp())} +0000"
-    text = message.replace("\x00", "").strip() or "Work of the agent"
-    if co_author is not None:
-        # https://docs.github.com/en/pull-requests/committing-changes-to-your-project/
-        # creating-and-editing-commits/creating-a-commit-with-multiple-authors
-        text += f"\n\nCo-authored-by: {co_author}"
-    sealed = await git(
-        "commit-tree",
-        "-p",
-        base_sha,
-        "-F",
-        "-",
-        f"{head_sha}^{{tree}}",
-        git_dir=quarantine,
-        input=(text + "\n").encode("utf-8", "replace"),
-        env=WARY
-        | {
-            "GIT_AUTHOR_NAME": _plain(author.name),
-            "GIT_AUTHOR_EMAIL": _plain(author.email),
-            "GIT_AUTHOR_DATE": stamp,
-            "GIT_COMMITTER_NAME": _plain(committer.name),
-            "GIT_COMMITTER_EMAIL": _plain(committer.email),
-            "GIT_COMMITTER_DATE": stamp,
-        },
-        umask=0o077,
-    )
+    with signer.ready() if signer else contextlib.nullcontext(()) as config:
+        sealed = await git(
+            "commit-tree",
+            *(("-S",) if signer else ()),
+            "-p",
+            base_sha,
+            "-F",
+            "-",
+            tree or f"{head_sha}^{{tree}}",
+            git_dir=quarantine,
+            input=with_co_author(message, co_author).encode("utf-8", "replace"),
+            config=config,
+            env=WARY
+            | {
+                "GIT_AUTHOR_NAME": _plain(author.name),
+                "GIT_AUTHOR_EMAIL": _plain(author.email),
+                "GIT_AUTHOR_DATE": stamp,
+                "GIT_COMMITTER_NAME": _plain(committer.name),
+                "GIT_COMMITTER_EMAIL": _plain(committer.email),
+                "GIT_COMMITTER_DATE": stamp,
+            },
+            umask=0o077,
+        )
     return sealed.text
 
 
@@ -331,7 +480,7 @@ async def push(
                 raise
             forward = False  # we do not even have the commit that the branch is said to be at
         if not forward:
-            raise _conflict(branch, "it does not contain the branch's newest commit")
+            raise conflict(branch, "it does not contain the branch's newest commit")
     try:
         await git(
             "push",
@@ -368,6 +517,13 @@ def _push_failure(error: GitError, branch: str) -> ConductorError:
             f"GitHub does not let this App change {name}: it has no permission for workflows.",
             "Make that change by hand, or bring the branch up to date with its base, then retry.",
         )
+    if "verified signature" in words:
+        return JobFailed(
+            Phase.publish,
+            FailureKind.refused,
+            f"A rule of the repository wants signed commits. {remote}".strip(),
+            "The operator can have them signed: `commit_signing` in conductor.toml.",
+        )
     if "GH006" in words or "protected branch hook declined" in words:
         return JobFailed(
             Phase.publish,
@@ -386,7 +542,7 @@ def _push_failure(error: GitError, branch: str) -> ConductorError:
         r"\[remote rejected\].*(cannot lock ref|failed to update ref|incorrect old value|reference already exists)",
         words,
     ):
-        return _conflict(branch, "somebody else pushed to it meanwhile")
+        return conflict(branch, "somebody else pushed to it meanwhile")
     if "[remote rejected]" in answer:
         reason = re.search(r"\[remote rejected\] \((.*)\)", answer)
         return JobFailed(
@@ -398,7 +554,8 @@ def _push_failure(error: GitError, branch: str) -> ConductorError:
     return remote_failure(error, Phase.publish, "did not take the push")
 
 
-def _conflict(branch: str, why: str) -> JobFailed:
+def conflict(branch: str, why: str) -> JobFailed:
+    """The branch is not where it was when the work began."""
     return JobFailed(
         Phase.publish,
         FailureKind.conflict,

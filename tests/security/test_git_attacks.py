@@ -437,7 +437,7 @@ async def test_poisoned_gitmodules_are_refused_at_the_door(place: Place, text: s
 async def test_harmless_looking_submodules_need_a_human(place: Place):
     text = b'[submodule "lib"]\n\tpath = lib\n\turl = https://example.org/lib.git\n'
     odd = commit_tree(place.clone, [("100644", ".gitmodules", text), ("160000", "lib", "1" * 40)], place.base)
-    assert await place.reasons(odd) == {ViolationKind.protected_path, ViolationKind.submodule}
+    assert await place.reasons(odd) == {ViolationKind.submodule}
 
 
 async def test_gitmodules_that_is_a_link_is_refused_at_the_door(place: Place):
@@ -450,18 +450,6 @@ async def test_links_out_of_the_tree_are_refused_by_the_rules(place: Place, targ
     (place.clone / "link").symlink_to(target)
     commit(place.clone)
     assert await place.reasons() == {ViolationKind.symlink}
-
-
-async def test_workflows_and_owners_are_refused_by_the_rules(place: Place):
-    commit(place.clone, {".github/workflows/x.yml": "on: push\n", "CODEOWNERS": "* @evil\n"})
-    assert await place.reasons() == {ViolationKind.protected_path}
-
-
-async def test_a_folder_that_becomes_a_link_to_protected_files(place: Place):
-    commit(place.clone, {"mine/workflows/x.yml": "on: push\n"})
-    (place.clone / ".github").symlink_to("mine")
-    commit(place.clone)
-    assert await place.reasons() == {ViolationKind.protected_path}
 
 
 async def test_another_history_is_refused_by_the_rules(place: Place):

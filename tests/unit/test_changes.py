@@ -16,14 +16,15 @@ from bot.changes import (
     Changes,
     ViolationKind,
     check_changes,
+    held_back,
     is_dot_git,
-    is_protected,
     link_problem,
     name_problem,
     shown,
     size_text,
 )
 from bot.config import fixed_settings
+from bot.protected import Protection
 
 RULES = ChangeRules(max_files=3, max_file_bytes=100, max_total_bytes=250)
 
@@ -63,24 +64,133 @@ def test_rules_come_from_the_settings():
     assert (rules.max_files, rules.max_file_bytes, rules.max_total_bytes) == (5, 6, 7)
 
 
+def held(*files: ChangedFile, more: tuple[str, ...] = ()) -> list[str]:
+    return [file.path for file in held_back(files, Protection(more))]
+
+
 @pytest.mark.parametrize("status", ["A", "M", "D"])
 @pytest.mark.parametrize(
     "path",
     [
-        ".github/workflows/ci.yml", ".github/CODEOWNERS", ".GitHub/workflows/x.yml", ".github",
-        ".gitmodules", ".GITMODULES", "CODEOWNERS", "docs/CODEOWNERS", "Docs/codeowners",
+        ".github/workflows/ci.yml", ".github/CODEOWNERS", ".GitHub/workflows/x.yml", ".github", ".github/conductor.yml",
+        ".gitmodules", ".GITMODULES", "CODEOWNERS", "docs/CODEOWNERS", "Docs/codeowners", ".github/agents/a/b.md",
     ],
 )  # fmt: skip
 def test_protected_paths_are_left_to_people(path: str, status: str):
-    assert kinds(changed(path, status=status)) == ["protected_path"]
+    files = [changed("src/a.py"), changed(path, status=status)]
+    assert held(*files) == [path]
+    assert kinds(*files) == []  # the rest is published
 
 
 @pytest.mark.parametrize(
-    "path", ["src/.github/x", "github/x", ".githubx", "src/CODEOWNERS", "CODEOWNERS.md", ".gitattributes"]
+    "path",
+    [
+        *(
+            ".g\u200cithub/x",
+            ".gıthub\u200b/x".replace("ı", "i"),
+            ".github./x",
+            ".github /x",
+            ".github::$DATA/x",
+        ),
+        *(".github\\workflows\\x.yml", "GITHUB~1/workflows/x.yml", "GITHUB~1", "github~12/x", "GITMOD~1"),
+        *(
+            "CODEOW~1",
+            "codeow~2",
+            "docs/CODEOW~1",
+            "\uff23ODEOWNERS",
+            "CODEOWNERS/x",
+            "./.github/x",
+            "CODEOWNERS.",
+        ),
+        *(".GITHUB/Workflows/X.YML", ".\u212aithub".replace("\u212a", "g"), "docs/CODEOWNERS/deep/er"),
+    ],
+)
+def test_other_spellings_that_a_file_system_takes_for_the_same(path: str):
+    assert Protection().covers(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "src/.github/x",
+        "github/x",
+        ".githubx",
+        "src/CODEOWNERS",
+        "CODEOWNERS.md",
+        ".gitattributes",
+        "docs",
+        "docs/x",
+    ],
 )
 def test_their_neighbours_are_not(path: str):
-    assert not is_protected(path, RULES.protected)
+    assert held(changed(path)) == []
     assert kinds(changed(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "inside", "outside"),
+    [
+        ("deploy/**", ["deploy/a", "deploy/a/b", "Deploy/x"], ["deployed/a", "src/deploy/a"]),
+        ("deploy", ["deploy", "deploy/a"], ["deploy.py"]),
+        ("/deploy/", ["deploy", "deploy/a"], ["a/deploy"]),
+        ("*.toml", ["a.toml", "A.TOML"], ["x/a.toml", "a.tom"]),
+        ("**/*.pem", ["a.pem", "x/y/a.pem", "x/a.pem/b"], ["a.pen"]),
+        (
+            "infra/*/secrets.yml",
+            ["infra/p/secrets.yml"],
+            ["infra/secrets.yml", "infra/p/q/secrets.yml", "infra/p/x"],
+        ),
+        ("infra/**/secrets.yml", ["infra/secrets.yml", "infra/p/q/secrets.yml"], ["infra/p/secret.yml"]),
+        ("v[12]?/x", ["v1a/x", "v2b/x"], ["v3a/x", "v1/x"]),
+        ("**", ["anything", "at/all"], []),
+        ("/", [], ["anything"]),
+        ("Grüße/ß", ["gru\u0308sse/SS", "GRÜßE/ß"], ["gruesse/s"]),
+    ],
+)
+def test_patterns_that_were_added(pattern: str, inside: list[str], outside: list[str]):
+    protection = Protection([pattern])
+    assert [path for path in inside if not protection.covers(path)] == []
+    assert [path for path in outside if protection.covers(path)] == []
+
+
+def test_the_operators_and_the_repositorys_paths_count_both():
+    rules = ChangeRules.of(fixed_settings(protected_paths=["deploy/**"]), protected=["**/*.pem"])
+    files = [changed(path) for path in ("deploy/x", "a/b.pem", ".github/x", "src/x")]
+    assert [file.path for file in held_back(files, rules.protected)] == ["deploy/x", "a/b.pem", ".github/x"]
+
+
+@pytest.mark.parametrize("mode", [0o120000, 0o160000])
+def test_a_link_or_submodule_at_the_place_of_a_folder_with_protected_files_waits(mode: int):
+    assert held(changed("docs", mode=mode, status="A", target="x"), changed("x/CODEOWNERS")) == ["docs"]
+    assert held(changed(".github", mode=mode, status="A", target="x")) == [".github"]
+    assert held(changed("infra/p", mode=mode, status="A", target="x"), more=("infra/*/secrets.yml",)) == [
+        "infra/p"
+    ]
+    # not every link, because of a pattern that begins anywhere
+    assert held(changed("other", mode=mode, status="A", target="x"), more=("**/a/*.pem",)) == []
+
+
+def test_what_cannot_be_in_one_tree_with_a_protected_file_waits_too():
+    gone = [changed("docs/CODEOWNERS", status="D"), changed("docs/a.md", status="D")]
+    # the folder became a file: while CODEOWNERS stays, the file cannot be there
+    assert held(*gone, changed("docs", status="A")) == ["docs/CODEOWNERS", "docs"]
+    # a protected file became a folder
+    assert held(changed("LICENSE", status="D"), changed("LICENSE/x", status="A"), more=("LICENSE",)) == [
+        "LICENSE",
+        "LICENSE/x",
+    ]
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.lists(st.text(max_size=20), max_size=4)
+)
+def test_any_path_and_any_pattern_have_an_answer(path: str, patterns: list[str]):
+    assert Protection(patterns).covers(path, leads=True) in (True, False)
+    assert Protection(patterns).covers(f".github/{path.lstrip('/')}")
+
+
+def test_a_hostile_pattern_takes_no_time():
+    assert not Protection(["*a" * 500, "**/" * 500 + "x"]).covers("a" * 250 + "/b" * 1000)
 
 
 def test_one_more_than_allowed_is_too_much():
@@ -206,7 +316,7 @@ def test_any_names_give_printable_messages(files: list[ChangedFile]):
 
 
 def test_the_list_of_reasons_is_bounded():
-    files = tuple(changed(f".github/{i}") for i in range(10_000))
+    files = tuple(changed(f".git/{i}") for i in range(10_000))
     found = kinds(*files)
     assert len(found) == MAX_VIOLATIONS
     assert found[0] == "too_many_files"

@@ -133,7 +133,7 @@ def test_progress_lines_are_short_and_harmless() -> None:
 @pytest.mark.parametrize("template", ["check/summary.md.j2", "comments/pull_request.md.j2"])
 def test_the_other_texts_hold_the_summary(template: str) -> None:
     shown = job(state=JobState.succeeded, summary="It **works**. Thanks @maria, fixes #1 <!-- x -->")
-    text = render(template, job=shown, next_step="", took=1, marker="<!-- m -->", blocked=[])
+    text = render(template, job=shown, next_step="", took=1, marker="<!-- m -->", blocked=[], closes=True)
     assert "It **works**." in text
     assert "@maria" not in text
     assert "fixes #1" not in text
