@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from io import BytesIO
 from typing import Any
 
@@ -15,107 +13,10 @@ import pytest
 import structlog
 from aiohttp import web
 
-from bot.config import fixed_settings
-from bot.model import FailureKind, Usage
-from bot.terms import Terms
-from runners.gateway.llm import MAX_BODY, LlmProxy
-from runners.gateway.llm_relay import Patience
+from bot.model import Usage
+from runners.gateway.llm import MAX_BODY
 from tests.llm import Script, ScriptedLlm
-
-KEY = "sk-real-key-0123456789"
-TOKEN = "attempt-token-abcdef"
-MODEL = "claude-sonnet-4-5"
-TOOLS = [{"type": "custom", "name": "Write"}]
-
-GEMINI_TOOLS = [{"functionDeclarations": [{"name": "write_file"}]}]
-
-
-class Ledger:
-    """A desk that keeps what was counted."""
-
-    attempt_id = "attempt-1"
-
-    def __init__(self, terms: Terms | None = None) -> None:
-        self.terms = terms or Terms()
-        self.entries: list[tuple[str, Usage]] = []
-        self.counted = asyncio.Event()
-        self.halts: list[tuple[FailureKind, str]] = []
-
-    def halt(self, kind: FailureKind, message: str) -> None:
-        self.halts.append((kind, message))
-
-    def add_usage(self, model: str, usage: Usage) -> None:
-        self.entries.append((model, usage))
-        self.counted.set()
-
-
-class Front:
-    """The gateway's part that is needed here: one route, and a client in the container's place."""
-
-    def __init__(self, url: str, client: aiohttp.ClientSession, ledger: Ledger) -> None:
-        self.url, self.client, self.ledger = url, client, ledger
-
-    def post(self, path: str, body: Any, **headers: str) -> Any:
-        auth = {"x-api-key": TOKEN, "Authorization": f"Bearer {TOKEN}"}
-        return self.client.post(f"{self.url}/llm/{path}", json=body, headers=auth | headers)
-
-    def get(self, path: str) -> Any:
-        return self.client.get(f"{self.url}/llm/{path}", headers={"x-api-key": TOKEN})
-
-
-@asynccontextmanager
-async def front(
-    upstream: str, *, terms: Terms | None = None, pauses: tuple[float, ...] = (), **settings: Any
-) -> AsyncIterator[Front]:
-    values = {
-        "llm_anthropic_url": upstream,
-        "llm_openai_url": f"{upstream}/v1",
-        "llm_anthropic_key": KEY,
-        "llm_openai_key": KEY,
-        "llm_gemini_url": upstream,
-        "llm_gemini_key": KEY,
-    }
-    patience = Patience(pauses=pauses, longest=5)
-    proxy, ledger = LlmProxy(fixed_settings(**(values | settings)), patience=patience), Ledger(terms)
-
-    async def handle(request: web.Request) -> web.StreamResponse:
-        return await proxy.serve(request, ledger, request.path_qs.removeprefix("/llm/"))
-
-    app = web.Application()
-    app.router.add_route("*", "/llm/{tail:.*}", handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as client:
-            yield Front(f"http://{host}:{port}", client, ledger)
-    finally:
-        await proxy.close()
-        await runner.cleanup()
-
-
-@asynccontextmanager
-async def raw_upstream(
-    answer: Callable[[web.Request], Awaitable[web.StreamResponse]],
-) -> AsyncIterator[str]:
-    """A provider with one answer that no script can give."""
-    app = web.Application(client_max_size=64 * 2**20)
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.llm_gate import GEMINI_TOOLS, KEY, MODEL, TOKEN, TOOLS, free_port, front, raw_upstream
 
 
 async def test_real_key_goes_upstream_and_the_token_does_not() -> None:
@@ -167,11 +68,11 @@ async def test_tokens_and_cost_are_counted(path: str, extra: dict[str, Any], str
         async with gate.post(path, body) as r:
             assert r.status == 200
             await r.read()
-        await gate.ledger.counted.wait()
+        await gate.tally.counted.wait()
     expected = Usage(
         input_tokens=1000, output_tokens=500, cached_tokens=2000, requests=1, cost=pytest.approx(0.008)
     )
-    assert gate.ledger.entries == [("scripted-1", expected)]
+    assert gate.tally.entries == [("scripted-1", expected)]
 
 
 async def test_chat_stream_is_asked_for_its_numbers() -> None:
@@ -179,9 +80,9 @@ async def test_chat_stream_is_asked_for_its_numbers() -> None:
     async with ScriptedLlm(Script.of([{"text": "hi"}])) as llm, front(llm.url) as gate:
         async with gate.post("openai/chat/completions", body) as r:
             await r.read()
-        await gate.ledger.counted.wait()
+        await gate.tally.counted.wait()
         assert llm.requests[0].body["stream_options"] == {"include_usage": True}
-    [(_, usage)] = gate.ledger.entries
+    [(_, usage)] = gate.tally.entries
     assert (usage.input_tokens, usage.output_tokens) == (100, 20)
 
 
@@ -192,16 +93,16 @@ async def test_whole_answer_without_numbers_has_no_known_cost() -> None:
     async with raw_upstream(answer) as url, front(url) as gate:
         async with gate.post("openai/chat/completions", {"model": MODEL, "tools": TOOLS}) as r:
             await r.read()
-        await gate.ledger.counted.wait()
-    assert gate.ledger.entries == [(MODEL, Usage(requests=1, cost=None))]
+        await gate.tally.counted.wait()
+    assert gate.tally.entries == [(MODEL, Usage(requests=1, cost=None))]
 
 
 async def test_model_without_a_price_has_no_known_cost() -> None:
     async with ScriptedLlm(Script.of([{"text": "hi"}])) as llm, front(llm.url) as gate:
         async with gate.post("anthropic/v1/messages", {"model": "unheard-of", "tools": TOOLS}) as r:
             await r.read()
-        await gate.ledger.counted.wait()
-    [(model, usage)] = gate.ledger.entries
+        await gate.tally.counted.wait()
+    [(model, usage)] = gate.tally.entries
     assert (model, usage.output_tokens, usage.cost) == ("unheard-of", 20, None)
 
 
@@ -212,7 +113,7 @@ async def test_calls_that_cost_nothing_are_not_counted() -> None:
         async with gate.get("openai/models") as r:
             assert (await r.json())["data"]
         assert [request.protocol for request in llm.requests] == ["count_tokens", "models"]
-    assert gate.ledger.entries == []
+    assert gate.tally.entries == []
 
 
 async def test_stream_arrives_before_it_ends() -> None:
@@ -232,11 +133,11 @@ async def test_stream_arrives_before_it_ends() -> None:
         async with gate.post("anthropic/v1/messages", {"model": MODEL, "stream": True}) as r:
             first = await r.content.readany()
             assert b"message_start" in first
-            assert not gate.ledger.counted.is_set()
+            assert not gate.tally.counted.is_set()
             go.set()
             assert b"message_delta" in await r.content.read()
-        await gate.ledger.counted.wait()
-    [(_, usage)] = gate.ledger.entries
+        await gate.tally.counted.wait()
+    [(_, usage)] = gate.tally.entries
     assert (usage.input_tokens, usage.output_tokens) == (7, 3)
 
 
@@ -256,8 +157,8 @@ async def test_client_that_leaves_is_charged_for_what_was_seen() -> None:
         async with gate.post("anthropic/v1/messages", {"model": MODEL, "stream": True}) as r:
             await r.content.readany()
             r.close()
-        await gate.ledger.counted.wait()
-    assert gate.ledger.entries == [
+        await gate.tally.counted.wait()
+    assert gate.tally.entries == [
         (MODEL, Usage(input_tokens=1_000_000, output_tokens=1, requests=1, cost=pytest.approx(3.000015)))
     ]
 
@@ -270,8 +171,8 @@ async def test_broken_stream_is_broken_for_the_client_too() -> None:
             assert r.status == 200
             with pytest.raises(aiohttp.ClientError):
                 await r.read()
-        await gate.ledger.counted.wait()
-    [(_, usage)] = gate.ledger.entries
+        await gate.tally.counted.wait()
+    [(_, usage)] = gate.tally.entries
     assert (usage.input_tokens, usage.output_tokens) == (40, 1)
 
 
@@ -285,7 +186,7 @@ async def test_errors_of_the_provider_pass_as_they_are() -> None:
         assert r.status == 429
         assert r.headers["retry-after"] == "17"
         assert (await r.json())["error"] == {"type": "rate_limit_error", "message": "slow down"}
-    assert gate.ledger.entries == []
+    assert gate.tally.entries == []
 
 
 async def test_key_in_an_error_of_the_provider_is_taken_out() -> None:
@@ -363,7 +264,7 @@ async def test_unreachable_provider(path: str, where: str) -> None:
     assert f"{where} at 127.0.0.1:{port} cannot be reached: Connection refused." in answer["error"]["message"]
     kind = answer["error"].get("type") or answer["error"]["status"]
     assert kind == ("UNAVAILABLE" if where == "Gemini" else "api_error")
-    assert gate.ledger.entries == []
+    assert gate.tally.entries == []
 
 
 async def test_provider_that_hangs_up() -> None:
@@ -439,8 +340,8 @@ async def test_compressed_answer_is_passed_on_plain_and_counted() -> None:
         async with gate.post("anthropic/v1/messages", {"model": MODEL}) as r:
             assert "Content-Encoding" not in r.headers
             assert (await r.json())["usage"] == {"input_tokens": 5, "output_tokens": 6}
-        await gate.ledger.counted.wait()
-    [(_, usage)] = gate.ledger.entries
+        await gate.tally.counted.wait()
+    [(_, usage)] = gate.tally.entries
     assert (usage.input_tokens, usage.output_tokens) == (5, 6)
 
 
@@ -449,7 +350,7 @@ async def test_key_is_in_no_log_line() -> None:
         async with ScriptedLlm(Script.of([{"text": "hi"}])) as llm, front(llm.url) as gate:
             async with gate.post("anthropic/v1/messages", {"model": MODEL, "tools": TOOLS}) as r:
                 await r.read()
-            await gate.ledger.counted.wait()
+            await gate.tally.counted.wait()
         async with (
             front(f"http://127.0.0.1:{free_port()}") as gate,
             gate.post("openai/responses", {"model": MODEL}) as r,

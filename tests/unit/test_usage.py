@@ -75,6 +75,22 @@ CHAT = stream(
     },
     "[DONE]",
 )
+GEMINI_LAST = {
+    "candidates": [{"content": {"parts": [{"text": "!"}]}, "finishReason": "STOP"}],
+    "usageMetadata": {
+        "promptTokenCount": 290,
+        "toolUsePromptTokenCount": 20,
+        "cachedContentTokenCount": 300,
+        "candidatesTokenCount": 20,
+        "thoughtsTokenCount": 5,
+        "totalTokenCount": 335,
+    },
+    "modelVersion": "gemini-x",
+}
+GEMINI = stream(
+    {"candidates": [{"content": {"parts": [{"text": "hi"}]}}], "usageMetadata": {"promptTokenCount": 290}},
+    GEMINI_LAST,
+)
 CHAT_USAGE = dataclasses.replace(MESSAGES_USAGE, cache_write_tokens=0)
 
 
@@ -94,8 +110,9 @@ def read(body: bytes, content_type: str = SSE, size: int | None = None) -> Usage
         (MESSAGES, "claude-x", MESSAGES_USAGE),
         (RESPONSES, "gpt-x", MESSAGES_USAGE),
         (CHAT, "gpt-c", CHAT_USAGE),
+        (GEMINI, "gemini-x", CHAT_USAGE),
     ],
-    ids=["messages", "responses", "chat"],
+    ids=["messages", "responses", "chat", "gemini"],
 )
 def test_streams_however_they_are_cut(
     body: bytes, model: str, usage: Usage, end: str, size: int | None
@@ -234,3 +251,52 @@ def test_cost_is_none_without_a_price(model: str) -> None:
 def test_dated_models_have_the_price_of_their_family() -> None:
     usage = price(Usage(input_tokens=1_000_000), "claude-sonnet-4-5-20250929", fixed_settings().price_of)
     assert usage.cost == pytest.approx(3)
+
+
+def test_gemini_without_server_sent_events_is_one_array() -> None:
+    body = json.dumps([{"candidates": [{}], "usageMetadata": {"promptTokenCount": 1}}, GEMINI_LAST]).encode()
+    reader = read(body, "application/json; charset=UTF-8")
+    assert (reader.model, reader.usage, reader.complete) == ("gemini-x", CHAT_USAGE, True)
+
+
+def test_a_prompt_that_gemini_blocked_is_a_whole_answer() -> None:
+    body = {"promptFeedback": {"blockReason": "SAFETY"}, "usageMetadata": {"promptTokenCount": 9}}
+    reader = read(json.dumps(body).encode(), "application/json")
+    assert (reader.usage.input_tokens, reader.complete) == (9, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "sent", "generated"),
+    [
+        (
+            stream(
+                {"type": "response.created", "response": {"model": "gpt-x", "usage": None}},
+                *({"type": "response.output_text.delta", "delta": "word"} for _ in range(7)),
+            ),
+            1000,
+            7,
+        ),
+        (stream(*({**CHAT_CHUNK, "choices": [{"delta": {"content": "a"}}]} for _ in range(3))), 1000, 3),
+        (
+            stream(
+                {"type": "message_start", "message": {"usage": {"input_tokens": 10, "output_tokens": 1}}},
+                *({"type": "content_block_delta", "delta": {"text": "a"}} for _ in range(4)),
+            ),
+            10,
+            4,
+        ),
+        (stream({"candidates": [{}], "usageMetadata": {"promptTokenCount": 12}}), 12, 1),
+        (b"", 1000, 0),
+    ],
+    ids=["responses", "chat", "messages", "gemini", "nothing"],
+)
+def test_an_answer_that_broke_off_is_counted_by_its_length(body: bytes, sent: int, generated: int) -> None:
+    """A client that always leaves just before the numbers come must not work for nothing."""
+    reader = read(body)
+    assert not reader.complete
+    guess = reader.estimate(4000)
+    assert (guess.input_tokens, guess.output_tokens, guess.requests) == (sent, generated, 1)
+
+
+def test_what_was_told_counts_over_the_guess() -> None:
+    assert read(MESSAGES).estimate(10**6) == MESSAGES_USAGE
