@@ -117,8 +117,8 @@ def line(**values: Any) -> str:
         ),
         (
             (
-                "litellm.AuthenticationError: AuthenticationError: OpenAIException - This server has no OpenAI key: its "
-                "operator must set CONDUCTOR_LLM_OPENAI_KEY."
+                "litellm.AuthenticationError: AuthenticationError: OpenAIException - This server has no OpenAI key: "
+                "its operator must set CONDUCTOR_LLM_OPENAI_KEY."
             ),
             "This server has no OpenAI key: its operator must set CONDUCTOR_LLM_OPENAI_KEY.",
             "configuration",
