@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ import pytest
 import structlog
 from aiohttp import web
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bot.budget import Scope
 from bot.config import fixed_settings
+from bot.database import create_engine, upgrade
 from bot.ledger import Entry, Ledger, today
 from bot.model import FailureKind, Usage
-from bot.store import Store
 from bot.terms import Terms
 from runners.gateway.desk import Desk
 from runners.gateway.llm_budget import NoMoney, Purse
@@ -35,8 +37,17 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture
-def ledger(store: Store) -> Ledger:
-    return Ledger(store.engine)
+async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
+    """SQLite alone: tests/contract/test_ledger.py asks both."""
+    made = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'conductor.db'}")
+    await upgrade(made)
+    yield made
+    await made.dispose()
+
+
+@pytest.fixture
+def ledger(engine: AsyncEngine) -> Ledger:
+    return Ledger(engine)
 
 
 async def ask(gate: Front, kind: str = "anthropic") -> tuple[int, str]:
@@ -228,7 +239,7 @@ async def test_leaving_before_the_numbers_come_is_not_free(ledger: Ledger) -> No
 async def test_without_the_database_no_call_is_made_that_a_budget_limits(
     ledger: Ledger, store: Store
 ) -> None:
-    async with store.engine.begin() as connection:
+    async with engine.begin() as connection:
         await connection.execute(text("ALTER TABLE spend RENAME TO away"))
     async with ScriptedLlm(Script.of([{"text": "hi", "times": "always"}])) as llm:
         async with front(llm.url, ledger=ledger, terms=TERMS, prices=PRICES, budget_job=5) as gate:
@@ -238,7 +249,7 @@ async def test_without_the_database_no_call_is_made_that_a_budget_limits(
             assert gate.tally.halts == []
         async with front(llm.url, ledger=ledger, terms=TERMS, prices=PRICES) as gate:
             assert (await ask(gate))[0] == 200, "without a budget the answer must not be lost"
-            async with store.engine.begin() as connection:
+            async with engine.begin() as connection:
                 await connection.execute(text("ALTER TABLE away RENAME TO spend"))
             assert (await ask(gate))[0] == 200
     # the one that could not be written down came with the next
