@@ -62,6 +62,10 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
             mirrors = Mirrors(settings.data_dir / "mirrors")
             facts = FactFinder(github)
             reporter = Reporter(github, store, redactor, may_allow=settings.egress_may_allow)
+            publisher = Publisher(
+                settings=settings, store=store, github=github, reporter=reporter, redactor=redactor
+            )
+            await publisher.signer()  # a key that cannot sign is told now, not at the end of a job
             supervisor = Supervisor(
                 store=store,
                 host=settings.host_name,
@@ -77,13 +81,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                         scheduler=scheduler,
                         facts=facts,
                         reporter=reporter,
-                        publisher=Publisher(
-                            settings=settings,
-                            store=store,
-                            github=github,
-                            reporter=reporter,
-                            redactor=redactor,
-                        ),
+                        publisher=publisher,
                         redactor=redactor,
                         runner=runner,
                         images=images,

@@ -40,6 +40,9 @@ MAX_SPOOL = 256 << 20  # unacknowledged bytes on disk before the agent's output 
 MAX_HELD = 4 << 20  # the same in memory, for when the disk is full
 MAX_SESSION = 100 << 20  # bytes of a thread's session files
 MAX_SESSION_FILES = 20_000
+FOREIGN = "pull-request"  # beside the work tree: the branch's own versions of what was restored
+MAX_FOREIGN = 16 << 20  # bytes of them
+MAX_FOREIGN_FILES = 300
 MAX_ERROR = 4000  # characters of a reported error
 HEARTBEAT = 10.0  # seconds
 STOP_GRACE = 5.0  # seconds for the agent when we are ended ourselves: our own time is short then
@@ -795,20 +798,25 @@ class Workspace:
     async def _restore(self, paths: list[str], trusted: str) -> None:
         """Put ``paths`` as they are in ``trusted`` into the tree, and keep the branch's own in the index.
 
-        The index entries get the skip-worktree bit and additions are excluded, so git, ours as well as the agent's,
-        sees no change there and no commit can carry the other version (git-update-index(1)).
+        Where both are the same nothing happens. Else the index entries get the skip-worktree bit and additions are
+        excluded, so git, ours as well as the agent's, sees no change there and no commit can carry the other version
+        (git-update-index(1)). What the branch has there can be read in the folder FOREIGN beside the work tree.
         """
         index = self._state / "restore.index"
         specs = [f":(top,glob){path}" for path in paths]
         parents = {str(parent) for path in paths for parent in PurePosixPath(path).parents if parent.parts}
         await self.git("read-tree", trusted, index=index)
-        wanted = _split(await self.git("ls-files", "-z", "--", *specs, index=index))
-        own = _split(await self.git("ls-files", "-z", "--", *specs))
+        theirs = _entries(await self.git("ls-files", "-s", "-z", "--", *specs, index=index))
+        ours = _entries(await self.git("ls-files", "-s", "-z", "--", *specs))
         if parents:  # the branch may have put a link or a file where a folder belongs
             listed = await self.git(
-                "ls-files", "-z", "--", *(f":(top,literal){name}" for name in sorted(parents))
+                "ls-files", "-s", "-z", "--", *(f":(top,literal){name}" for name in sorted(parents))
             )
-            own = [name for name in _split(listed) if name in parents] + own
+            found = _entries(listed)
+            ours = {name: found[name] for name in found if name in parents} | ours
+        own = [name for name, entry in ours.items() if theirs.get(name) != entry]
+        wanted = [name for name, entry in theirs.items() if ours.get(name) != entry]
+        await self._show_foreign({name: ours[name] for name in own})
         for name in own:
             target = self.repo / name
             if target.is_dir() and not target.is_symlink():
@@ -828,6 +836,38 @@ class Workspace:
         exclude.parent.mkdir(exist_ok=True)
         exclude.write_text("".join(f"/{_escape(name)}\n" for name in added), "utf-8", "surrogateescape")
         index.unlink()
+
+    async def _show_foreign(self, entries: Mapping[str, tuple[str, str]]) -> None:
+        """Write what the branch brings along as data: every name ends with .txt, so that nothing takes it for its own.
+
+        Links and submodules become a line of text. What is too large is only named in INDEX.txt.
+        """
+        folder = self._folder / FOREIGN
+        shutil.rmtree(folder, ignore_errors=True)
+        if not entries:
+            return
+        folder.mkdir()
+        index = ["These files of the pull request are not used, because they could give instructions or run code.\n"]
+        room = MAX_FOREIGN
+        for number, (name, (mode, oid)) in enumerate(entries.items()):
+            why = "left out: too large or too many"
+            if mode == "160000":
+                why = f"a submodule at {oid}"
+            elif number < MAX_FOREIGN_FILES:
+                size = int(await self.git("cat-file", "-s", oid))
+                if size <= room:
+                    room -= size
+                    text = await self.git("cat-file", "blob", oid)
+                    link = mode == "120000"
+                    why = f"a symbolic link to {text!r}" if link else f"{name}.txt"
+                    target = folder / f"{name}.txt"
+                    try:
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_text(text, "utf-8", "surrogateescape")
+                    except OSError as error:  # a name that is too long with .txt, or a folder of that name
+                        why = f"left out: {error.strerror}"
+            index.append(f"{name!r}: {why}\n")
+        (folder / "INDEX.txt").write_text("".join(index), "utf-8", "backslashreplace")
 
     async def commit(self, commit: Mapping[str, str]) -> tuple[str, str]:
         """Commit what the agent left; returns the head and what git could not add. Raises GitFailed.
@@ -901,6 +941,16 @@ def author_of(commit: Mapping[str, str]) -> dict[str, str]:
 
 def _split(listing: str) -> list[str]:
     return [name for name in listing.split("\0") if name]
+
+
+def _entries(listing: str) -> dict[str, tuple[str, str]]:
+    """``git ls-files -s -z``: path to mode and object id."""
+    found = {}
+    for line in _split(listing):
+        entry, _, name = line.partition("\t")
+        mode, oid, _ = entry.split(" ")
+        found[name] = (mode, oid)
+    return found
 
 
 def _join(names: Iterable[str]) -> bytes:

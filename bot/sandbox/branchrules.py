@@ -5,6 +5,7 @@ from __future__ import annotations
 from bot.sandbox.api import Call
 from bot.sandbox.permissions import accepted_header
 from bot.sandbox.refusals import Refusal
+from bot.sandbox.signatures import RULE, check_signatures
 
 WORKFLOWS = ".github/workflows/"
 
@@ -27,7 +28,11 @@ async def check_branch(call: Call, ref: str, commit: str | None) -> None:
     """
     if ref.removeprefix("refs/heads/") in call.repository.protected_branches:
         raise Refusal(422, "Changes must be made through a pull request.")
-    if commit is None or may_write_workflows(call):
+    if commit is None:
+        return
+    if await check_signatures(call.github, call.repository, ref, commit):
+        raise Refusal(422, f"Repository rule violations found\n\n{RULE}")
+    if may_write_workflows(call):
         return
     new = ["log", "--format=", "--name-only", "-m", commit, "--not", "--all", "--", WORKFLOWS]
     if await call.git.text(*new):

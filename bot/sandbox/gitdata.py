@@ -15,6 +15,7 @@ from bot.sandbox.git import NO_COMMIT, Identity, TreeEntry
 from bot.sandbox.present import Json
 from bot.sandbox.pushes import move_ref
 from bot.sandbox.refusals import Refusal, not_found
+from bot.sandbox.signatures import verification
 
 # ---- refs
 
@@ -100,7 +101,9 @@ async def get_commit(call: Call) -> Answer:
     sha = call.args["commit_sha"]
     if await call.git.object_type(sha) != "commit":
         raise not_found()
-    return Answer(data=call.github.present.git_commit(call.repository, await call.git.commit(sha)))
+    shown = call.github.present.git_commit(call.repository, await call.git.commit(sha))
+    shown["verification"] = await verification(call.github, call.repository, call.git, sha)
+    return Answer(data=shown)
 
 
 async def create_commit(call: Call) -> Answer:
@@ -111,12 +114,17 @@ async def create_commit(call: Call) -> Answer:
     for parent in body.get("parents", []):
         if await call.git.object_type(parent) != "commit":
             raise Refusal(422, "Parent SHA does not exist or is not a commit object")
+    ours = call.actor.kind == "installation" and not {"author", "committer", "signature"} & body.keys()
     author = _identity(body.get("author"), own)
     committer = _identity(body.get("committer"), author)
     sha = await call.git.write_commit(
         body["tree"], list(body.get("parents", [])), body["message"], author, committer
     )
-    return Answer(201, call.github.present.git_commit(call.repository, await call.git.commit(sha)))
+    if ours:
+        call.repository.signed_by_us.add(sha)
+    shown = call.github.present.git_commit(call.repository, await call.git.commit(sha))
+    shown["verification"] = await verification(call.github, call.repository, call.git, sha)
+    return Answer(201, shown)
 
 
 async def get_tree(call: Call) -> Answer:

@@ -23,6 +23,7 @@ from bot.sandbox.present import Json
 from bot.sandbox.ratelimit import RateLimit
 from bot.sandbox.seed import APP_PERMISSIONS, add_repository, new_private_key, new_world
 from bot.sandbox.server import HANDLERS, Server
+from bot.sandbox.signatures import verification
 from bot.sandbox.state import Delivery, Repository, World, load_world, save_world
 
 _SAVE_AFTER = 0.5
@@ -224,6 +225,20 @@ class Sandbox:
     def protect_branch(self, repo: str, branch: str) -> None:
         """Let a branch take changes through pull requests only."""
         self._repository(repo).protected_branches.add(branch)
+
+    def require_signatures(self, repo: str, pattern: str = "*") -> None:
+        """Let branches whose name matches ``pattern`` take commits with verified signatures only."""
+        self._repository(repo).signed_branches.add(pattern)
+
+    def add_signing_key(self, login: str, public_key: str) -> None:
+        """Give somebody an SSH signing key (the line of a ``.pub`` file); needs ``ssh-keygen`` for pushes."""
+        self._github.world.users[login].signing_keys.append(public_key.strip())
+
+    async def verification(self, repo: str, commit: str) -> Json:
+        """Whether GitHub calls a commit verified, and why not."""
+        repository = self._repository(repo)
+        git = self._github.git(repository)
+        return await verification(self._github, repository, git, commit)
 
     def set_role(self, repo: str, login: str, role: str) -> None:
         """Make somebody none, read, triage, write, maintain or admin."""

@@ -21,6 +21,7 @@ from bot.sandbox.pages import Pages
 from bot.sandbox.permissions import ROLES, covers
 from bot.sandbox.pushes import refs_moved
 from bot.sandbox.refusals import Refusal
+from bot.sandbox.signatures import write_signers
 from bot.sandbox.state import Repository
 
 MAX_BODY = 100 * 2**20
@@ -192,6 +193,7 @@ class Server:
     ) -> web.StreamResponse:
         workflows = actor.token is None or actor.token.permissions.get("workflows") == "write"
         protected = (f"refs/heads/{name}" for name in sorted(repository.protected_branches))
+        signers = write_signers(self._github, repository)
         return await serve_git(
             request,
             project_root=self._github.git_root,
@@ -200,6 +202,8 @@ class Server:
                 "REMOTE_USER": actor.login,
                 "SANDBOX_PROTECTED": " ".join(protected),
                 "SANDBOX_WORKFLOWS": "write" if workflows else "",
+                "SANDBOX_SIGNED": " ".join(sorted(repository.signed_branches)),
+                "SANDBOX_SIGNERS": str(signers),
             },
             before_end=before_end,
         )

@@ -19,6 +19,8 @@ class User:
     id: int
     login: str
     type: str = "User"
+    signing_keys: list[str] = field(default_factory=list)
+    """SSH public keys whose signatures on commits count as this account's."""
 
     @property
     def email(self) -> str:
@@ -256,6 +258,10 @@ class Repository:
     """Login to role: read, triage, write, maintain or admin."""
     protected_branches: set[str] = field(default_factory=set)
     """Branches that take changes through pull requests only."""
+    signed_branches: set[str] = field(default_factory=set)
+    """Patterns (``*``, ``agent/*``) of branches whose commits must have verified signatures."""
+    signed_by_us: set[str] = field(default_factory=set)
+    """Commits that were made through the API, which GitHub signs itself."""
     last_number: int = 0
     issues: dict[int, Issue] = field(default_factory=dict)
     labels: dict[str, Label] = field(default_factory=dict)

@@ -396,6 +396,40 @@ async def test_restored_paths_are_the_trusted_ones_and_never_show_in_the_diff(ho
         assert host.changes() == ["done.txt", "more.txt"]
 
 
+async def test_what_the_branch_brings_can_be_read_beside_the_tree_as_data(host: Host) -> None:
+    trusted = host.commit({"CLAUDE.md": "trusted\n", "AGENTS.md": "the same\n"})
+    host.base = host.commit(
+        {"CLAUDE.md": "other\n", ".claude/settings.json": "{}\n", "big/CLAUDE.md": "x" * (17 << 20)},
+        links={".mcp.json": "/etc/passwd"},
+    )
+    async with running(host):
+        outcome = await host.play(
+            "cd ../pull-request; find . -type f | sort; "
+            "cat CLAUDE.md.txt .claude/settings.json.txt .mcp.json.txt; echo; "
+            "cat INDEX.txt; cd ../repo; git status --porcelain; echo new > AGENTS.md",
+            checkout={"restore": ["**/CLAUDE.md", "AGENTS.md", ".claude", ".mcp.json"], "restore_from": trusted},
+        )
+        assert outcome.error is None
+        lines = await host.lines()
+        assert lines[:4] == ["./.claude/settings.json.txt", "./.mcp.json.txt", "./CLAUDE.md.txt", "./INDEX.txt"]
+        assert lines[4:7] == ["other", "{}", "/etc/passwd"]
+        assert "'big/CLAUDE.md': left out: too large or too many" in lines
+        assert "'.mcp.json': a symbolic link to '/etc/passwd'" in lines
+        # what both have may be changed like any other file
+        assert host.changes() == ["AGENTS.md"]
+
+
+async def test_without_differences_there_is_nothing_beside_the_tree(host: Host) -> None:
+    trusted = host.commit({"CLAUDE.md": "trusted\n"})
+    host.base = host.commit({"code.txt": "x\n"})
+    async with running(host):
+        outcome = await host.play(
+            "ls ..; cat CLAUDE.md", checkout={"restore": ["**/CLAUDE.md"], "restore_from": trusted}
+        )
+        assert outcome.error is None
+        assert await host.lines() == ["repo", "trusted"]
+
+
 @pytest.mark.parametrize("shape", ["link", "file", "parent"])
 async def test_restored_folders_win_over_links_and_files_of_the_branch(host: Host, shape: str) -> None:
     trusted = host.commit({".tool/agents/one.md": "trusted\n"})
