@@ -237,7 +237,7 @@ async def test_leaving_before_the_numbers_come_is_not_free(ledger: Ledger) -> No
 
 
 async def test_without_the_database_no_call_is_made_that_a_budget_limits(
-    ledger: Ledger, store: Store
+    ledger: Ledger, engine: AsyncEngine
 ) -> None:
     async with engine.begin() as connection:
         await connection.execute(text("ALTER TABLE spend RENAME TO away"))
