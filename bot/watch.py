@@ -70,7 +70,8 @@ class TurnWatch:
         self._idle = idle
         self._workspace = workspace
         self._weigh = weigh
-        self._started = self._weighed = time.monotonic()
+        self._started = time.monotonic()
+        self._weighed = float("-inf")
 
     async def wait(self, stop: asyncio.Event) -> Ending:
         """Return when the turn is over. For any other cause than its own end the container was stopped."""

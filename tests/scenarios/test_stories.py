@@ -20,7 +20,7 @@ from tests.scenarios.world import REPO, World, world
 STORIES = sorted((Path(__file__).parent / "stories").glob("*.yml"))
 KNOWN = {"story", "runner", "settings", "llm", "when", "then"}
 KNOWN_THEN = {
-    "job", "jobs", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
+    "job", "jobs", "fence", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
     "comment", "no comment", "check", "reactions", "tokens", "cost", "llm requests",
     "llm saw", "llm never saw",
 }  # fmt: skip
@@ -63,6 +63,9 @@ class Teller:
         if "wait" in act:
             await self._wait(act["wait"], act.get("job", self.jobs - 1))
             return
+        if "sees" in act:  # anybody, in some comment, sooner or later
+            await self._until_told(act["sees"])
+            return
         person = github.as_user(act.pop("as"))
         ((verb, what),) = act.items()
         if verb == "opens":
@@ -82,6 +85,12 @@ class Teller:
             await person.comment(REPO, self.number, what)
         elif verb == "closes":
             await person.close(REPO, self.number)
+        elif verb == "presses":  # a button of the newest check run
+            self.jobs += what == "retry"
+            await person.click_check_button(REPO, await self._check_with(what), what)
+        elif verb == "re-runs":
+            self.jobs += 1
+            await person.rerequest_check(REPO, github.check_runs(REPO)[-1]["id"])
         elif verb == "pushes":
             await person.push_commit(REPO, what["branch"], what["files"])
         elif verb == "opens pull":
@@ -104,10 +113,44 @@ class Teller:
             async with asyncio.timeout(120):
                 while (await self.box.job(self.number, nth=nth)).phase is not Phase.agent:
                     await asyncio.sleep(0.05)
+        elif what == "asked":
+            await self._until_paused(nth, hibernated=False)
+        elif what == "hibernated":
+            await self._until_paused(nth, hibernated=True)
+            async with asyncio.timeout(60):
+                while await self.box.store.attempts_of(self.box.settings.host_name):
+                    await asyncio.sleep(0.05)
         elif what == "settled":
             await self.box.dealt_with()
         else:
             raise ValueError(what)
+
+    async def _until_told(self, text: str) -> None:
+        async with asyncio.timeout(60):
+            while text not in self._told():
+                await asyncio.sleep(0.05)
+
+    async def _check_with(self, button: str) -> int:
+        """The newest check run, when it has the button."""
+        repository = self.box.github.world.repository(*REPO.split("/"))
+        async with asyncio.timeout(60):
+            while True:
+                for run in reversed(list(repository.check_runs.values())):
+                    if button in {one["identifier"] for one in run.actions}:
+                        return int(run.id)
+                await asyncio.sleep(0.05)
+
+    def _told(self) -> str:
+        return "\n\n".join(comment["body"] for comment in self.box.github.comments(REPO, self.number))
+
+    async def _until_paused(self, nth: int, *, hibernated: bool) -> None:
+        async with asyncio.timeout(120):
+            while True:
+                job = await self.box.job(self.number, nth=nth)
+                assert not job.state.final, (job.state, job.message)
+                if job.state is JobState.paused and job.hibernated is hibernated:
+                    return
+                await asyncio.sleep(0.05)
 
     async def check(self, then: dict[str, Any]) -> None:
         box, github = self.box, self.box.github
@@ -129,6 +172,9 @@ class Teller:
                 assert job.usage.cost == pytest.approx(then["cost"], abs=1e-9)
             if "llm requests" in then:
                 assert job.usage.requests == then["llm requests"]
+        if "fence" in then:
+            assert job is not None
+            assert job.fence == then["fence"]
         if "llm never saw" in then:
             assert box.llm is not None
             said = "".join(request.text for request in box.llm.requests)
@@ -152,7 +198,7 @@ class Teller:
                 assert part in f"{pull['title']}\n{pull['body']}"
         if "comments" in then:
             assert len(github.comments(REPO, self.number)) == then["comments"]
-        told = "\n\n".join(comment["body"] for comment in github.comments(REPO, self.number))
+        told = self._told()
         for part in _list(then.get("comment")):
             assert part in told
         for part in _list(then.get("no comment")):
