@@ -34,7 +34,7 @@ MAX_RULES = 50  # of one preset
 NO_HOME = "/nonexistent"
 
 _MIB = 2**20
-_LIMITS = Limits(memory=512 * _MIB, cpus=1.0, pids=128, tmp=64 * _MIB, file=16 * _MIB)
+_LIMITS = Limits(memory=512 * _MIB, cpus=4.0, pids=128, tmp=64 * _MIB, file=16 * _MIB)
 _TROUBLE = (DockerException, requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
 log = structlog.get_logger(__name__)
@@ -52,16 +52,17 @@ class ImagePresets:
 
     def __init__(self, connect: Callable[[], docker.DockerClient] = docker.from_env) -> None:
         self._connect = connect
-        self._known: dict[str, asyncio.Task[Presets]] = {}
+        self._looking: dict[str, asyncio.Task[tuple[Presets, bool]]] = {}
 
     async def of(self, image: str) -> Presets:
-        """The presets of ``image``, looked up once for each of its names; a failed look is repeated."""
-        task = self._known.get(image)
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = self._known[image] = asyncio.create_task(self._look(image), name=f"presets of {image}")
-        return await asyncio.shield(task)
+        """The presets of ``image``, looked up once for each of its names; a look that was not whole is repeated."""
+        task = self._looking.get(image)
+        if task is None or (task.done() and not _whole(task)):
+            task = asyncio.create_task(self._look(image), name=f"presets of {image}")
+            self._looking[image] = task
+        return (await asyncio.shield(task))[0]
 
-    async def _look(self, image: str) -> Presets:
+    async def _look(self, image: str) -> tuple[Presets, bool]:
         try:
             said = await asyncio.to_thread(self._ask, image)
         except _TROUBLE as error:
@@ -132,7 +133,11 @@ class OwnPresets:
             raise InfrastructureError(
                 f"This machine's package managers could not be asked: {error}."
             ) from error
-        return _presets(done.stdout, "this machine")
+        return _presets(done.stdout, "this machine")[0]
+
+
+def _whole(task: asyncio.Task[tuple[Presets, bool]]) -> bool:
+    return not task.cancelled() and task.exception() is None and task.result()[1]
 
 
 def _host_config(image: str, api_version: str, cpus: int) -> dict[str, Any]:
@@ -144,12 +149,13 @@ def _host_config(image: str, api_version: str, cpus: int) -> dict[str, Any]:
     return config
 
 
-def _presets(said: str, image: str) -> Presets:
-    """What the probe said, as rules. Raises InfrastructureError when it is not what the probe prints."""
+def _presets(said: str, image: str) -> tuple[Presets, bool]:
+    """What the probe said, as rules, and whether that is all. Raises InfrastructureError when it cannot be read."""
     try:
         values = json.loads(said)
-        found = {str(name): [str(url) for url in urls] for name, urls in values.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        found = {str(name): [str(url) for url in urls] for name, urls in values["presets"].items()}
+        silent = [str(program) for program in values["silent"]]
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise InfrastructureError(
             f"What the package managers of {image} are configured for cannot be read.",
             "Is python3 in it the one of its distribution?",
@@ -160,7 +166,9 @@ def _presets(said: str, image: str) -> Presets:
         if rules:
             presets[name] = tuple(rules)[:MAX_RULES]
     log.info("presets.found", image=image, presets={name: list(rules) for name, rules in presets.items()})
-    return presets
+    if silent:
+        log.warning("presets.silent", image=image, programs=silent)
+    return presets, not silent
 
 
 def rule_of(url: str) -> str | None:

@@ -1,4 +1,6 @@
-"""Prints which registries the package managers of this system are configured for, as JSON: preset -> URLs or hosts.
+"""Prints which registries the package managers of this system are configured for, as JSON.
+
+``presets``: preset -> URLs or hosts; ``silent``: programs that did not answer in time.
 
 Sent into a locked container of an image as `python3 -I -c`, so it stands alone: standard library of Python 3.8. What
 is not installed is left out. No name of a registry stands here: each package manager is asked for its own.
@@ -13,9 +15,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-SECONDS = 20
+SECONDS = 45
+SILENT: list[str] = []
 _URL = re.compile(r"https?://[^\s'\"<>,|)\]]+")
 
 #: Asks a Python's pip: its configuration, or else where it goes by default, for pages and for files.
@@ -49,7 +54,10 @@ def said(*argv: str) -> str:
             cwd="/",
             check=True,
         )
-    except (OSError, subprocess.SubprocessError):
+    except subprocess.TimeoutExpired:
+        SILENT.append(argv[0])
+        return ""
+    except (OSError, subprocess.CalledProcessError):
         return ""
     return done.stdout.decode("utf-8", "replace")
 
@@ -66,14 +74,12 @@ def text_of(path: Path) -> str:
 
 def pypi() -> list[str]:
     """Where every Python on the PATH that has pip gets packages."""
-    names = {"python3", "python"}
+    programs: dict[Path, str] = {}
     for folder in os.environ.get("PATH", "").split(":"):
-        names.update(path.name for path in Path(folder or "/nonexistent").glob("python3.[0-9]*"))
-    found = []
-    for name in sorted(names):
-        if re.fullmatch(r"python[0-9.]*", name):
-            found += urls(said(name, "-I", "-c", PIP))
-    return found
+        for path in sorted(Path(folder or "/nonexistent").glob("python[3.]*")):
+            if re.fullmatch(r"python[0-9.]*", path.name):
+                programs.setdefault(path.resolve(), str(path))
+    return [url for program in programs.values() for url in urls(said(program, "-I", "-c", PIP))]
 
 
 def npm() -> list[str]:
@@ -132,17 +138,21 @@ def maven() -> list[str]:
     return found
 
 
+def answer(ask: Callable[[], list[str]]) -> list[str]:
+    """What one says; nothing when its configuration is not what we know."""
+    try:
+        return ask()
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile):
+        return []
+
+
 def main() -> None:
-    """Ask each, whatever becomes of the others."""
-    found = {}
-    for ask in (pypi, npm, debian, go, gem, maven):
-        try:
-            hosts = ask()
-        except (OSError, ValueError, AttributeError, zipfile.BadZipFile):
-            hosts = []
-        if hosts:
-            found[ask.__name__] = hosts
-    sys.stdout.write(json.dumps(found))
+    """Ask all at once."""
+    asks = (pypi, npm, debian, go, gem, maven)
+    with ThreadPoolExecutor(len(asks)) as threads:
+        answers = threads.map(answer, asks)
+        found = {ask.__name__: hosts for ask, hosts in zip(asks, answers) if hosts}  # noqa: B905 - Python 3.8
+    sys.stdout.write(json.dumps({"presets": found, "silent": SILENT}))
 
 
 if __name__ == "__main__":
