@@ -149,9 +149,9 @@ class LlmProxy:
                 return await self._send(request, desk, provider, outgoing)
         except NoMoney as refused:
             logger.info("llm call refused", provider=provider.name, path=path, why=refused.message)
-            if refused.final:
+            if refused.halt:
                 with suppress(InfrastructureError):  # it is ending already
-                    desk.halt(FailureKind.budget, refused.message)
+                    desk.halt(FailureKind.budget, refused.halt)
             temporary = refused.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
             headers = {"Retry-After": "5"} if temporary else NO_RETRY
             return _refusal(provider, refused.status, refused.message, headers)

@@ -25,12 +25,12 @@ log = structlog.get_logger(__name__)
 
 
 class NoMoney(Exception):
-    """The call must not be made. ``final``: nor any other of this attempt, for the budget is used up."""
+    """The call must not be made. ``halt``: nor any other of this attempt, and this is what its people are told."""
 
-    def __init__(self, message: str, *, final: bool = False, status: int = 402) -> None:
+    def __init__(self, message: str, *, halt: str = "", status: int = 402) -> None:
         super().__init__(message)
-        self.message = message
-        self.final = final
+        self.message = message  # for the agent
+        self.halt = halt
         self.status = status
 
 
@@ -92,8 +92,8 @@ class Purse:
             spent = await self._spent(ledger, hold.terms, limits_)
             limit = used_up(limits_, spent)
             if limit is not None:
-                words = f"{sentence(limit, spent[limit.scope], today())} {next_step(limit)}"
-                raise NoMoney(words, final=True)
+                words = sentence(limit, spent[limit.scope], today())
+                raise NoMoney(f"{words} {next_step(limit)}", halt=words)
             if ended != self._ended:
                 continue  # what that call cost may be missing in the sums
             if self._fits(hold, limits_, spent):

@@ -79,7 +79,7 @@ async def test_a_budget_of_a_cent_stops_the_first_request_after_it(kind: str, le
     sentence = "The budget of $0.01 for this job is used up ($0.012 spent)."
     assert answers[-1][1].startswith(sentence)
     assert "--budget" in answers[-1][1]
-    assert gate.tally.halts[0] == (FailureKind.budget, answers[-1][1])
+    assert gate.tally.halts[0] == (FailureKind.budget, sentence)
     assert await ledger.spent(TERMS, [Scope.job]) == {Scope.job: pytest.approx(4 * COST)}
 
 
@@ -166,7 +166,7 @@ async def test_a_call_that_waits_too_long_is_told_to_come_back(ledger: Ledger) -
         with pytest.raises(NoMoney) as caught:
             async with purse.hold(TERMS, **call):
                 raise AssertionError("both at once")
-        assert (caught.value.status, caught.value.final) == (429, False)
+        assert (caught.value.status, caught.value.halt) == (429, "")
         async with purse.hold(TERMS.model_copy(update={"job_id": "j2"}), **call):
             pass  # another job has its own budget
     async with purse.hold(TERMS, **call):
