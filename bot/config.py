@@ -182,7 +182,12 @@ class Settings(BaseSettings):
         (), description="tools that the provider may run itself, e.g. web_search; each is a way out"
     )
     models: dict[str, str] = Field(
-        default_factory=lambda: {"claude": "claude-sonnet-4-5", "codex": "gpt-5-codex"},
+        default_factory=lambda: {
+            "claude": "claude-sonnet-4-5",
+            "codex": "gpt-5-codex",
+            "gemini": "gemini-2.5-pro",
+            "qwen": "qwen3-coder-plus",
+        },
         description="agent -> model, when the asker names none",
     )
     prices: dict[str, Price] = Field(default_factory=dict, description="model -> price; adds to the defaults")

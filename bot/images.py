@@ -20,7 +20,7 @@ from bot.errors import ConfigurationError
 from bot.ports import Installation
 from bot.terms import Terms
 
-#: The PyPI release of Node.js whose npm fetches the agents; no part of it stays in an image.
+#: The PyPI release of Node.js whose npm fetches the agents; those that are scripts keep its program for themselves.
 NODE_VERSION = "24.19.0"
 
 REPOSITORY = "agent-conductor"

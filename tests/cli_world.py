@@ -199,6 +199,7 @@ def keep(name: str, outcome: Outcome, made: World) -> None:
             (made.repo, "/workspace/repo"),
             (made.home, "/home/agent"),
             (made.repo.parent, "/workspace"),
+            (str(made.repo).lstrip("/"), "workspace/repo"),  # OpenCode's way to write it
             (re.sub("[^A-Za-z0-9]", "-", str(made.repo)), "-workspace-repo"),  # a folder's name of Claude's
             (made.gateway, "http://127.0.0.1:8080"),
         ):

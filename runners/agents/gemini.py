@@ -38,6 +38,10 @@ _SETTINGS = {
 }
 
 
+#: What Node.js says of an answer that was cut off or never came.
+_NO_ANSWER = ("terminated", "fetch failed", "other side closed", "socket hang up")
+
+
 def _start(turn: Turn, gateway: str, token: str) -> Command:
     argv = ["gemini", "--output-format", "stream-json"]
     # the container is the sandbox; an untrusted folder is refused without a request
@@ -100,6 +104,8 @@ def _trouble(kind: str, message: str, usage: Usage | None = None) -> AgentEvent:
     else:
         words, status = text(error.get("message")) or words, number(error.get("code")) or None
     failure = failure_of(words, status)
+    if failure is None and words in _NO_ANSWER:
+        failure = FailureKind.infrastructure
     if kind == "final":
         failure = failure or FailureKind.agent
     return AgentEvent(

@@ -8,7 +8,6 @@ and the session can be gone on with after that, too.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,13 +25,12 @@ TOKEN_VARIABLE = "AGENT_LLM_TOKEN"  # noqa: S105 - a name, no secret
 #: longest answer to ask for. In tokens; modest enough for the models that agents are used with.
 CONTEXT, OUTPUT = 128_000, 32_000
 
-#: OpenAI's own reasoning models: they want Responses, and refuse the `max_tokens` of chat completions. Every other
-#: server that speaks OpenAI's language (vLLM, Ollama, a company's gateway) is at home in chat completions.
-_RESPONSES = re.compile(r"(gpt-[5-9]|o[1-9]|codex)(?![a-z])")
-
-# The packages come with the binary (https://opencode.ai/docs/providers/#custom-provider).
-_CHAT_PACKAGE, _RESPONSES_PACKAGE = "@ai-sdk/openai-compatible", "@ai-sdk/openai"
-_MESSAGES_PACKAGE = "@ai-sdk/anthropic"
+#: What speaks each API; they come with the binary (https://opencode.ai/docs/providers/#custom-provider).
+PACKAGES = {
+    "messages": "@ai-sdk/anthropic",
+    "responses": "@ai-sdk/openai",
+    "chat": "@ai-sdk/openai-compatible",
+}
 
 
 def _start(turn: Turn, gateway: str, token: str) -> Command:
@@ -59,11 +57,7 @@ def _start(turn: Turn, gateway: str, token: str) -> Command:
 
 def _config(model: Model, gateway: str) -> dict[str, Any]:
     # https://opencode.ai/docs/config/
-    if model.provider == "anthropic":
-        package, base = _MESSAGES_PACKAGE, f"{model.base_url(gateway)}/v1"
-    else:
-        package = _RESPONSES_PACKAGE if _RESPONSES.match(model.name) else _CHAT_PACKAGE
-        base = model.base_url(gateway)
+    base = model.base_url(gateway) + ("/v1" if model.api == "messages" else "")
     return {
         "autoupdate": False,
         "share": "disabled",
@@ -73,7 +67,7 @@ def _config(model: Model, gateway: str) -> dict[str, Any]:
         "enabled_providers": [PROVIDER],
         "provider": {
             PROVIDER: {
-                "npm": package,
+                "npm": PACKAGES[model.api],
                 "name": PROVIDER,
                 "options": {"baseURL": base, "apiKey": f"{{env:{TOKEN_VARIABLE}}}"},
                 "models": {model.name: {"name": model.name, "limit": {"context": CONTEXT, "output": OUTPUT}}},

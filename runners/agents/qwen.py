@@ -23,6 +23,8 @@ _FAILED = "[API Error:"
 # https://qwenlm.github.io/qwen-code-docs/en/users/configuration/settings/
 _SETTINGS = {
     "$version": 4,  # of the file's layout: any other is rewritten
+    # it would reach the gateway itself by the egress proxy, whatever NO_PROXY says; blank: by none
+    "proxy": " ",
     "general": {"enableAutoUpdate": False},
     "privacy": {"usageStatisticsEnabled": False},
     "telemetry": {"enabled": False},

@@ -32,6 +32,7 @@ CANARIES = {
     "webhook": "canary-webhook-secret-4711",
     "anthropic": "sk-ant-canary-4712-abcdefghijklmnop",
     "openai": "sk-canary-4713-abcdefghijklmnopqrst",
+    "gemini": "AIza-canary-4714-abcdefghijklmnopqrst",
 }
 
 
@@ -125,10 +126,15 @@ def settings_for(
             "prices": {"gpt-5.5": {"input": 2.0, "output": 8.0, "cached": 0.2}},
             "llm_anthropic_key": CANARIES["anthropic"],
             "llm_openai_key": CANARIES["openai"],
-            **({"llm_anthropic_url": llm.url, "llm_openai_url": f"{llm.url}/v1"} if llm else {}),
+            "llm_gemini_key": CANARIES["gemini"],
+            **(_providers(llm.url) if llm else {}),
         }
         | values
     )
+
+
+def _providers(url: str) -> dict[str, str]:
+    return {"llm_anthropic_url": url, "llm_openai_url": f"{url}/v1", "llm_gemini_url": url}
 
 
 @contextlib.asynccontextmanager
