@@ -29,7 +29,7 @@ from runners.shim import pack_session, unpack_session
 from tests.cli_world import DONE, KEY, TOKEN, Outcome, World, keep, npm, provided, world
 from tests.llm import Script, ScriptedLlm
 
-pytestmark = [pytest.mark.cli, pytest.mark.timeout(600)]  # with all installations
+pytestmark = [pytest.mark.cli, pytest.mark.timeout(900)]  # with all installations
 
 NAMES = ["droid", "aider", "mini"]
 MACHINE = {"x86_64": "x64", "aarch64": "arm64"}
