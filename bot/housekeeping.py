@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from bot.errors import ConductorError
 from bot.model import FailureKind, Job, JobState
 from bot.queue import Dispatcher
-from bot.render import waiting_words
+from bot.render import duration, waiting_words
 from bot.report import Reporter
 from bot.scheduling import Scheduler
 from bot.store import Store
@@ -39,12 +39,15 @@ class Housekeeping:
         scheduler: Scheduler,
         reporter: Reporter,
         prune: Callable[[], Awaitable[object]],
+        patience: timedelta,
     ) -> None:
+        """``prune`` forgets what is old; ``patience`` is how long a question may stay without an answer."""
         self._store = store
         self._dispatcher = dispatcher
         self._scheduler = scheduler
         self._reporter = reporter
         self._prune = prune
+        self._patience = patience
 
     async def run(self) -> None:
         """Go round for ever."""
@@ -54,7 +57,14 @@ class Housekeeping:
 
     async def once(self) -> None:
         """One round. A part that fails is logged and does not keep the others from being done."""
-        for part in (self._offer, self._end_abandoned, self._tell_ends, self._tell_waiting, self._prune):
+        for part in (
+            self._offer,
+            self._end_abandoned,
+            self._end_unanswered,
+            self._tell_ends,
+            self._tell_waiting,
+            self._prune,
+        ):
             try:
                 # one server at a time: not for correctness, but to ask GitHub only once
                 async with self._dispatcher.lock(f"housekeeping:{part.__name__}", 60) as mine:
@@ -82,6 +92,21 @@ class Housekeeping:
                     failure=str(FailureKind.infrastructure),
                     message=f"The worker host {attempt.host} went silent and no other one took over.\n\n"
                     "Write `/agent retry` when a worker runs again.",
+                )
+
+    async def _end_unanswered(self) -> None:
+        for job in await self._store.active_jobs(JobState.paused):
+            # one with a container is hibernated by its host long before
+            if not job.hibernated or job.answer is not None or job.asked_at is None:
+                continue
+            if datetime.now(UTC) - job.asked_at > self._patience:
+                await self._store.move(
+                    job.id,
+                    JobState.timed_out,
+                    expected=[JobState.paused],
+                    fence=job.fence,
+                    failure=str(FailureKind.timeout),
+                    message=f"Nobody answered the agent's question within {duration(self._patience.total_seconds())}.",
                 )
 
     async def _tell_ends(self) -> None:

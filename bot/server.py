@@ -26,6 +26,7 @@ from bot.queue import Dispatcher
 from bot.redact import Redactor
 from bot.report import Reporter
 from bot.scheduling import Scheduler
+from bot.shelf import Shelf
 from bot.store import Store
 from bot.web import create_app
 from handlers.table import router
@@ -45,12 +46,19 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
         store = conductor.store
         await dispatcher.ping()
         inbox = Inbox(store.engine)
+        shelf = Shelf(store.engine, max_bytes=settings.session_max_bytes)
+
+        async def prune() -> None:
+            await inbox.prune(datetime.now(UTC) - KEEP_DELIVERIES)
+            await shelf.expire(timedelta(days=settings.session_days))
+
         housekeeping = Housekeeping(
             store=store,
             dispatcher=dispatcher,
             scheduler=conductor.scheduler,
             reporter=conductor.reporter,
-            prune=lambda: inbox.prune(datetime.now(UTC) - KEEP_DELIVERIES),
+            prune=prune,
+            patience=timedelta(days=settings.answer_days),
         )
         app = create_app(
             settings,
