@@ -209,7 +209,7 @@ class Reporter:
     ) -> None:
         """Say no politely, once for each person and issue, or once for all that has the key ``once``."""
         key = once or f"refused:{repo.id}:{number}:{trigger.actor.id}:{_digest(sentences)}"
-        if not await self._store.say_once(key):
+        if not await self._store.say_once(key, trigger.delivery_id):
             return
         mark = marker("refusal", trigger.delivery_id)
         body = render(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -468,9 +469,18 @@ class Store:
             statement = self._insert(hosts).values(name=name, **values)
             await connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_=values))
 
-    async def say_once(self, key: str) -> bool:
-        """True the first time that ``key`` is asked for: then the thing may be said."""
-        return await self._insert_once(answers, {"key": key[:200], "said_at": datetime.now(UTC)})
+    async def say_once(self, key: str, by: str) -> bool:
+        """Whether ``by`` may say the thing ``key``: whoever asks first, and that one again after a crash."""
+        now = datetime.now(UTC)
+        mine = hashlib.sha256(f"{by}\0{key}".encode()).hexdigest()
+        async with self._begin() as connection:
+            first = self._insert(answers).values(key=key[:200], said_at=now).on_conflict_do_nothing()
+            if (await connection.execute(first)).rowcount == 1:
+                again = self._insert(answers).values(key=mine, said_at=now).on_conflict_do_nothing()
+                await connection.execute(again)
+                return True
+            found = await connection.execute(select(answers.c.key).where(answers.c.key == mine))
+            return found.one_or_none() is not None
 
     async def unsay(self, key: str) -> None:
         """Saying it did not work: it may be said again."""

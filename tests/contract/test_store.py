@@ -186,7 +186,8 @@ async def test_sessions_turns_and_answers(store: Store) -> None:
     await store.save_session("t", "claude", "s2")
     assert await store.session("t", "claude") == "s2"
     assert await store.session("t", "codex") is None
-    assert await store.say_once("k")
-    assert not await store.say_once("k")
+    assert await store.say_once("k", "one")
+    assert not await store.say_once("k", "another")
+    assert await store.say_once("k", "one"), "it may have died before it said it"
     await store.unsay("k")
-    assert await store.say_once("k")
+    assert await store.say_once("k", "another")

@@ -17,9 +17,6 @@ BOT = "agent-conductor[bot]"
 MARKER = "<!-- agent-conductor:job:"
 STEPS = 5  # of a story: see `Story.step`
 
-#: How an attempt may fail whose container went with its engine.
-ENGINE_ENDS = (FailureKind.host, FailureKind.crash)
-
 #: How many of each kind in twenty.
 MIX = {"label": 6, "comment": 4, "pull": 2, "failing": 2, "no change": 2, "cancel": 3, "refused": 1}
 
@@ -164,7 +161,7 @@ def _eyes(story: Story, seen: Mapping[str, Any]) -> bool:
     return [BOT, "eyes"] in found
 
 
-def wrongs(story: Story, seen: Mapping[str, Any], *, engine_killed: bool) -> list[str]:
+def wrongs(story: Story, seen: Mapping[str, Any]) -> list[str]:
     """What is not as it must be, now that all is over."""
     found: list[str] = []
 
@@ -192,12 +189,9 @@ def wrongs(story: Story, seen: Mapping[str, Any], *, engine_killed: bool) -> lis
         "no change": (JobState.succeeded, "☑️"),
         "cancel": (JobState.cancelled, "🛑"),
     }.get(story.kind, (JobState.succeeded, "✅"))
-    hit = engine_killed and job.state is JobState.failed and job.failure in ENGINE_ENDS
-    must(job.state is wanted or hit, f"it is {job.state} ({job.failure}): {job.message!r}")
-    if story.kind == "failing" and not hit:
+    must(job.state is wanted, f"it is {job.state} ({job.failure}): {job.message!r}")
+    if story.kind == "failing":
         must(job.failure is FailureKind.agent, f"it failed as {job.failure}: {job.message!r}")
-    if hit:
-        sign = "❌"
     must(all(sign in body for body in stickies), f"the comment does not show {sign}: {stickies}")
 
     made = job.state is JobState.succeeded and story.kind in ("label", "comment", "pull")
