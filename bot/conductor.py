@@ -158,8 +158,10 @@ class Conductor:
             await self.scheduler.offer_waiting()
         return True
 
-    async def retry(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> Job | None:
-        """Do the last job of this issue or pull request once more, as a new job."""
+    async def retry(
+        self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0, budget: float | None = None
+    ) -> Job | None:
+        """Do the last job of this issue or pull request once more, as a new job; ``budget`` replaces its own."""
         if not await self._allowed(repo, number, trigger):
             return None
         new_id = job_id_for(trigger.delivery_id, ordinal)
@@ -168,7 +170,9 @@ class Conductor:
             text = "There is no job here that could be done again. Write `/agent` and what you want done."
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
-        return await self.retry_job(jobs[0], trigger, number=number, ordinal=ordinal, allowed=True)
+        return await self.retry_job(
+            jobs[0], trigger, number=number, ordinal=ordinal, allowed=True, budget=budget
+        )
 
     async def retry_job(
         self,
@@ -180,11 +184,12 @@ class Conductor:
         allowed: bool = False,
         go_on: bool = False,
         words: str = "",
+        budget: float | None = None,
     ) -> Job | None:
         """Do one job once more, as a new job.
 
         ``number``: where to answer; ``allowed``: that was asked already; ``go_on``: from where it stopped, with
-        ``words`` to go by.
+        ``words`` to go by; ``budget``: what it may cost, instead of what was said then.
         """
         repo, number = last.repo, number or last.number
         if not allowed and not await self._allowed(repo, number, trigger):
@@ -209,13 +214,21 @@ class Conductor:
                 timeout=last.timeout,
                 base=last.base,
                 retry_of=last.id,
+                budget=last.budget if budget is None else budget,
                 go_on=go_on,
             ),
             ordinal=ordinal,
         )
 
     async def resume(
-        self, repo: Repo, number: int, trigger: Trigger, words: str, *, ordinal: int = 0
+        self,
+        repo: Repo,
+        number: int,
+        trigger: Trigger,
+        words: str,
+        *,
+        ordinal: int = 0,
+        budget: float | None = None,
     ) -> Job | None:
         """Answer the question that a paused job asks; or go on from where the last job stopped, as a new job."""
         if not await self._allowed(repo, number, trigger):
@@ -230,7 +243,14 @@ class Conductor:
                 await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
                 return None
         return await self.retry_job(
-            jobs[0], trigger, number=number, ordinal=ordinal, allowed=True, go_on=True, words=words
+            jobs[0],
+            trigger,
+            number=number,
+            ordinal=ordinal,
+            allowed=True,
+            go_on=True,
+            words=words,
+            budget=budget,
         )
 
     async def _answer(

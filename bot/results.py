@@ -185,8 +185,8 @@ HINTS: dict[FailureKind, str] = {
     FailureKind.auth: "The server's operator must check the LLM key and what it may use.",
     FailureKind.configuration: "The server's operator must complete the settings, then comment `/agent retry`.",
     FailureKind.infrastructure: "This is often temporary: comment `/agent retry` in a few minutes.",
-    FailureKind.budget: "Ask for less or raise the budget (a day's starts anew at midnight UTC), then comment "
-    "`/agent retry`.",
+    FailureKind.budget: "Ask for less, or comment `/agent retry --budget DOLLARS` with more, if that is allowed. "
+    "A day's budget starts anew at midnight UTC.",
     FailureKind.timeout: "Ask for a smaller piece of work, or give more time with `--timeout`.",
     FailureKind.idle: "Comment `/agent retry`; if it happens again, ask for a smaller piece of work.",
     FailureKind.disk: "Ask for work that needs less space, or the operator may raise the workspace's limit.",

@@ -69,10 +69,16 @@ OPTIONS: Mapping[str, Option] = {
         Option(name="agent", value="NAME", description="the coding agent, for example claude or codex"),
         Option(name="model", value="NAME", description="the model that the agent uses"),
         Option(name="timeout", value="TIME", description="the time limit: 90s, 30m, 2h"),
-        Option(name="budget", value="DOLLARS", description="what the job may cost at most: 2.50"),
+        Option(
+            name="budget",
+            value="DOLLARS",
+            description="what the job may cost: 2.50; also of `retry`, `resume`",
+        ),
         Option(name="base", value="BRANCH", description="start from this branch (issues only)"),
     )
 }
+#: Options that other commands than `run` take, too.
+_ALSO_OF: Mapping[str, frozenset[str]] = {"retry": frozenset({"budget"}), "resume": frozenset({"budget"})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,8 +161,10 @@ def _parse(first: str, more: str) -> Command:
         return Command(name="", problem="`--timeout` needs a time such as `90s`, `30m` or `2h`.")
     if "budget" in options and parse_dollars(options["budget"]) is None:
         return Command(name="", problem="`--budget` needs US dollars such as `2.50` or `$10`.")
-    if name != "run" and options:
-        return Command(name="", problem=f"`{PREFIX} {name}` takes no options.")
+    if name != "run" and set(options) - _ALSO_OF.get(name, frozenset()):
+        known = " and ".join(f"`--{option}`" for option in sorted(_ALSO_OF.get(name, ())))
+        takes = f"only the option {known}" if known else "no options"
+        return Command(name="", problem=f"`{PREFIX} {name}` takes {takes}.")
     if name == "run" and not text:
         return Command(name="", problem=f"Say what to do: `{COMMANDS['run'].usage}`.")
     return Command(name=name, text=text, options=options)

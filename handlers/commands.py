@@ -58,9 +58,9 @@ async def carry_out(
     elif command.name == "cancel":
         await conductor.cancel(repo, number, trigger, ordinal=ordinal)
     elif command.name == "retry":
-        await conductor.retry(repo, number, trigger, ordinal=ordinal)
+        await conductor.retry(repo, number, trigger, ordinal=ordinal, budget=command.budget)
     elif command.name == "resume":
-        await conductor.resume(repo, number, trigger, command.text, ordinal=ordinal)
+        await conductor.resume(repo, number, trigger, command.text, ordinal=ordinal, budget=command.budget)
     elif command.name == "status":
         await conductor.status(repo, number, trigger, ordinal=ordinal)
     else:

@@ -134,6 +134,12 @@ def test_dollars_that_are_not(text: str) -> None:
     assert "--budget" in command.problem
 
 
+@pytest.mark.parametrize("command", ["retry", "resume"])
+def test_what_is_done_once_more_may_cost_more(command: str) -> None:
+    (found,) = parse_commands(f"/agent {command} --budget 5")
+    assert (found.name, found.budget) == (command, 5.0)
+
+
 def test_no_limit_is_written_as_inf() -> None:
     assert math.isinf(fixed_settings().budget_job)
     assert limits(fixed_settings(budget_day=math.inf), Terms()) == []

@@ -76,6 +76,7 @@ def test_text_that_is_no_command(body: str) -> None:
         ("/agent plan the release", "not available"),  # never a task: it would change code
         ("/agent fix", "do not know the command `fix`"),
         ("/agent status --agent codex", "takes no options"),
+        ("/agent retry --agent codex", "takes only the option `--budget`"),
         ("/agent run " + "x" * 70_000, "longer than"),
     ],
 )
