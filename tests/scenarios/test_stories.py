@@ -7,6 +7,7 @@ and ``then`` (what is expected). An act is ``{as: WHO, VERB: WHAT}`` or ``{wait:
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,9 @@ class Teller:
             async with asyncio.timeout(120):
                 while (await self.box.job(self.number, nth=nth)).phase is not Phase.agent:
                     await asyncio.sleep(0.05)
+        elif what == "an hour passes":  # for every token that GitHub gave out so far
+            for token in self.box.github.world.tokens.values():
+                token.expires_at = datetime.now(UTC) - timedelta(seconds=1)
         elif what == "asked":
             await self._until_paused(nth, hibernated=False)
         elif what == "hibernated":
