@@ -122,9 +122,6 @@ class Runner(Protocol):
     async def remove(self, handle: Handle) -> None:
         """Remove the container and its volumes."""
 
-    async def workspace_bytes(self) -> Mapping[str, int]:
-        """Bytes on disk of every attempt's workspace and home, and of what its services wrote, by attempt id."""
-
     async def close(self) -> None:
         """Release connections; containers go on."""
 

@@ -26,6 +26,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_.+-]{0,60}[a
 #: Six of them, joined by "+", fit into the column that a claim compares.
 Capability = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,28}[a-z0-9])?$")]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00]*$")]
+Argument = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]  # may be empty
 #: Any spelling that people use; bot.capabilities knows the one that we use.
 CapabilityName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.+@:=-]{0,60}$")]
 
@@ -70,7 +71,9 @@ class ImageConfig(_Part):
 class HealthConfig(_Part):
     """How to find out that a service is ready."""
 
-    command: tuple[Line, ...] = Field(min_length=1, description="argv, run in the service's container")
+    command: tuple[Argument, ...] = Field(
+        min_length=1, max_length=100, description="argv, run in the service's container"
+    )
     interval: float = Field(1.0, ge=0.2, le=60, description="seconds")
     timeout: float = Field(5.0, ge=0.5, le=60, description="seconds")
     retries: int = Field(60, ge=1, le=600)
@@ -80,7 +83,7 @@ class ServiceConfig(_Part):
     """A container beside the agent's, on its localhost."""
 
     image: Line
-    command: tuple[Line, ...] = ()
+    command: tuple[Argument, ...] = Field((), max_length=100)
     env: dict[str, str] = Field(default_factory=dict, max_length=50)
     health: HealthConfig | None = None
     memory: str = Field("512m", pattern=_SIZE)

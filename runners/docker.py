@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import socket
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -23,7 +25,7 @@ from docker.utils import kwargs_from_env, version_gte, version_lt
 from bot.config import Settings
 from bot.errors import InfrastructureError
 from bot.ports import ContainerSpec, Exit, Handle
-from runners import container_lock
+from runners import container_lock, services
 from runners.container_endings import Endings
 
 LABEL = "agent-conductor"
@@ -37,6 +39,12 @@ MEET_TIMEOUT = 15  # the same for the first calls, which are light
 THREADS = 8  # more do not start containers faster: the engine is busy then
 LOOK_AGAIN = 60.0  # seconds after which a waiter looks even when no event came
 OUTAGE = 300.0  # seconds without the engine that a waiter bears: it may just be restarted
+#: Of SIGTERM and SIGKILL, and what the engine says of a container that was gone when it came back, after a reboot.
+#: The container may have ended so by itself, too.
+OUTSIDE_CODES = (128 + 15, 128 + 9, 255)
+EVENTS_BEFORE = 20.0  # seconds: an engine kills 15 seconds after it began to stop its containers
+EVENTS_AFTER = 2.0
+DISK_TRIES = 20
 KILL_TIMEOUT = 30.0  # seconds that a container may take to die of SIGKILL
 
 _T = TypeVar("_T")
@@ -65,6 +73,7 @@ class DockerRunner:
 
     ``Exit.code`` above 128 also sets ``Exit.signal``: the engine's init reports a death by signal only so.
     ``Exit.oom`` means that the kernel ended at least one process of the container for its memory.
+    ``Exit.host`` means that the engine or the machine was restarted, or that somebody used `docker kill`.
     ``Exit.stopped`` is known to the object whose ``stop`` it was, not to one of a restarted worker.
     """
 
@@ -73,6 +82,7 @@ class DockerRunner:
         self._where: dict[str, Any] = {"base_url": engine} if engine else dict(kwargs_from_env())
         self._socket = _socket_of(self._where.get("base_url"))
         self._executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="docker")
+        self._pulls = ThreadPoolExecutor(max_workers=2, thread_name_prefix="docker-pull")
         self._engine: _Engine | None = None
         self._connecting = asyncio.Lock()
         self._labels = {LABEL: "1", HOST_LABEL: self._host}
@@ -89,10 +99,43 @@ class DockerRunner:
 
         ``argv`` replaces the image's entrypoint; a program that does not exist ends with code 127. When
         cancelled it may leave a container behind, which :meth:`list` finds. Raises ConfigurationError when
-        a folder must not be mounted.
+        a folder must not be mounted, ServiceFailed (and nothing is left) for a service that does not get ready.
         """
         async with self._starting.setdefault(spec.attempt_id, asyncio.Lock()):
-            return await self._call("start the container", lambda engine: self._start(engine, spec))
+            if spec.services:
+                # in a thread of their own: pulls take minutes, and nothing else must wait for them
+                await self._call(
+                    "provide the services' images",
+                    lambda engine: services.provide_images(engine.client, spec),
+                    self._pulls,
+                )
+            handle = await self._call("start the container", lambda engine: self._start(engine, spec))
+            if spec.services and handle.running:
+                await self._start_services(handle, spec)
+            return handle
+
+    async def _start_services(self, handle: Handle, spec: ContainerSpec) -> None:
+        async def call(what: str, function: Callable[[APIClient], _T]) -> _T:
+            return await self._call(what, lambda engine: function(engine.client))
+
+        def name(number: int) -> str:
+            return f"{_name(spec.attempt_id)}-service-{number}"
+
+        labels = {**self._labels, ATTEMPT_LABEL: spec.attempt_id}
+        try:
+            await self._call(
+                "start the services",
+                lambda engine: services.start(
+                    engine.client, spec, handle.ref, name, labels, engine.security, engine.cpus
+                ),
+            )
+            await services.await_ready(call, spec, name)
+        except services.ServiceFailed:
+            state = await self._state(handle)
+            if state is not None and _ended(state):
+                return  # there is no network namespace any more, and nobody who could miss them
+            await self.remove(handle)
+            raise
 
     async def wait(self, handle: Handle) -> Exit:
         """Return when the container has ended. A restart of the engine meanwhile is waited out."""
@@ -117,11 +160,20 @@ class DockerRunner:
                             "Somebody removed it before it had ended; the job can be tried again.",
                         )
                     if _ended(state):
-                        return self._exit(handle, state)
+                        return await self._exit(handle, state)
                 await _set_within(woken, pause)
 
     async def stop(self, handle: Handle, grace: float) -> None:
-        """SIGTERM to its first process, SIGKILL to all after ``grace`` seconds; returns when it is dead."""
+        """SIGTERM to its first process, SIGKILL to all after ``grace`` seconds; returns when it is dead.
+
+        The services are killed then: they hold nothing that is kept.
+        """
+        try:
+            await self._stop(handle, grace)
+        finally:
+            await self._call("stop the services", lambda engine: self._kill_services(engine, handle))
+
+    async def _stop(self, handle: Handle, grace: float) -> None:
         with self._endings.watch(handle.attempt_id) as woken:
             fresh = handle.attempt_id not in self._stopped
             self._stopped.add(handle.attempt_id)
@@ -141,36 +193,51 @@ class DockerRunner:
 
     async def pause(self, handle: Handle) -> None:
         """Freeze all its processes with the kernel's freezer."""
-        await self._call("pause the container", lambda engine: _set_paused(engine, handle, True))
+        await self._call("pause the container", lambda engine: self._set_paused(engine, handle, True))
 
     async def unpause(self, handle: Handle) -> None:
         """Let them go on."""
-        await self._call("unpause the container", lambda engine: _set_paused(engine, handle, False))
+        await self._call("unpause the container", lambda engine: self._set_paused(engine, handle, False))
 
     async def list(self) -> list[Handle]:
         """Every attempt of this host that has a container, or volumes of one that was half removed."""
         return await self._call("list the containers", lambda engine: _list(engine.client, self._labels))
 
-    async def workspace_bytes(self) -> Mapping[str, int]:
-        """The bytes in each attempt's volumes. The engine walks through them: ask seldom."""
-        return await self._call("weigh the volumes", lambda engine: _weigh(engine.client, self._labels))
-
     async def remove(self, handle: Handle) -> None:
         """Kill and remove the container, then its volumes."""
-        await self._call("remove the container", lambda engine: _remove(engine, handle.attempt_id))
+        await self._call("remove the container", lambda engine: self._remove(engine, handle.attempt_id))
         self._stopped.discard(handle.attempt_id)
+
+    async def workspace_bytes(self) -> Mapping[str, int]:
+        """Bytes of each attempt's volumes, and of what its services wrote; by one question to the engine.
+
+        The engine reads every folder for it: seconds for millions of files.
+        """
+        for _ in range(DISK_TRIES):
+            found = await self._call("weigh the volumes", lambda engine: _weigh(engine.client, self._labels))
+            if found is not None:
+                return found
+            await asyncio.sleep(0.5)
+        raise InfrastructureError(
+            "The Docker engine does not tell the use of its disk: it is always asked by others.",
+            "Look for what runs `docker system df` all the time.",
+        )
 
     async def close(self) -> None:
         """Release connections and threads; containers go on."""
         await self._endings.close()
         await asyncio.to_thread(self._executor.shutdown)
+        # a pull may take minutes more; its thread ends with it
+        self._pulls.shutdown(wait=False, cancel_futures=True)
         if self._engine is not None:
             self._engine.client.close()
             self._engine = None
 
     # --- the engine ---------------------------------------------------------------------------------
 
-    async def _call(self, what: str, function: Callable[[_Engine], _T]) -> _T:
+    async def _call(
+        self, what: str, function: Callable[[_Engine], _T], executor: ThreadPoolExecutor | None = None
+    ) -> _T:
         """``function`` in a thread of ours; its failures as InfrastructureError that begins with ``what``."""
         loop = asyncio.get_running_loop()
         async with self._connecting:
@@ -190,7 +257,7 @@ class DockerRunner:
             ) as error:
                 raise _explained(what, error) from error
 
-        return await loop.run_in_executor(self._executor, run)
+        return await loop.run_in_executor(executor or self._executor, run)
 
     def _knock(self) -> None:
         """Raise OSError when nobody listens: the SDK would leave its own failed socket open."""
@@ -239,7 +306,7 @@ class DockerRunner:
                 self._create(engine, spec)
             except APIError as error:
                 if error.status_code != 409:
-                    _remove(engine, spec.attempt_id)
+                    self._remove(engine, spec.attempt_id)
                     raise
             found = _inspect(client, name)
             if found is None:
@@ -257,7 +324,7 @@ class DockerRunner:
             try:
                 client.start(name)
             except APIError:
-                _remove(engine, spec.attempt_id)
+                self._remove(engine, spec.attempt_id)
                 raise
             found = _inspect(client, name) or found
         return Handle(attempt_id=spec.attempt_id, ref=found["Id"], running=bool(found["State"]["Running"]))
@@ -283,6 +350,26 @@ class DockerRunner:
             ),
         )
 
+    def _services(self, engine: _Engine, attempt_id: str) -> builtins.list[str]:
+        return services.containers(engine.client, {**self._labels, ATTEMPT_LABEL: attempt_id})
+
+    def _kill_services(self, engine: _Engine, handle: Handle) -> None:
+        for service in self._services(engine, handle.attempt_id):
+            services.kill(engine.client, service)
+
+    def _set_paused(self, engine: _Engine, handle: Handle, paused: bool) -> None:
+        agent = _name(handle.attempt_id)
+        beside = self._services(engine, handle.attempt_id)
+        # the agent never finds a service frozen
+        for container in (agent, *beside) if paused else (*beside, agent):
+            _set_paused(engine.client, container, paused)
+
+    def _remove(self, engine: _Engine, attempt_id: str) -> None:
+        for container in (_name(attempt_id), *self._services(engine, attempt_id)):
+            _remove(engine.client, container)
+        for volume in _volumes(attempt_id).values():
+            _remove_volume(engine.client, volume)
+
     async def _state(self, handle: Handle) -> Mapping[str, Any] | None:
         found = await self._call(
             "look at the container", lambda engine: _inspect(engine.client, _name(handle.attempt_id))
@@ -302,16 +389,42 @@ class DockerRunner:
                 return False
             await _set_within(woken, left)
 
-    def _exit(self, handle: Handle, state: Mapping[str, Any]) -> Exit:
+    async def _exit(self, handle: Handle, state: Mapping[str, Any]) -> Exit:
+        stopped = handle.attempt_id in self._stopped
         if state["Status"] == "created":  # a worker died between create and start: it never ran
-            return Exit(code=None, stopped=handle.attempt_id in self._stopped)
+            return Exit(code=None, stopped=stopped)
         code = int(state["ExitCode"])
+        oom = bool(state["OOMKilled"])
+        host = False
+        if code in OUTSIDE_CODES and not stopped and not oom:
+            host = await self._call(
+                "look at its events", lambda engine: _ended_outside(engine, handle, state)
+            )
         return Exit(
             code=code,
             signal=code - 128 if 128 < code <= 128 + 64 else None,
-            oom=bool(state["OOMKilled"]),
-            stopped=handle.attempt_id in self._stopped,
+            oom=oom,
+            stopped=stopped,
+            host=host,
         )
+
+
+def _ended_outside(engine: _Engine, handle: Handle, state: Mapping[str, Any]) -> bool:
+    """Whether the engine ended the container and not the container itself.
+
+    An engine that is restarted ends its containers, as `docker kill` does, and says "kill" and "stop" then. One that
+    is shut down in order takes even the news of their end with it: it remembers events only while it runs.
+    """
+    finished = datetime.fromisoformat(state["FinishedAt"][:19] + "+00:00").timestamp()
+    events = engine.client.events(
+        since=int(finished - EVENTS_BEFORE),
+        # the engine answers when that time has come
+        until=int(finished + EVENTS_AFTER),
+        filters={"container": _name(handle.attempt_id), "event": ["kill", "stop", "die"]},
+        decode=True,
+    )
+    seen = {event.get("Action") for event in events}
+    return "die" not in seen or bool(seen & {"kill", "stop"})
 
 
 def _name(attempt_id: str) -> str:
@@ -336,27 +449,39 @@ def _inspect(client: APIClient, name: str) -> dict[str, Any] | None:
 def _list(client: APIClient, labels: Mapping[str, str]) -> list[Handle]:
     ours = {"label": [f"{name}={value}" for name, value in labels.items()]}
     handles = {}
+    beside = set()
     for found in client.containers(all=True, filters=ours):
         attempt_id = found["Labels"][ATTEMPT_LABEL]
+        if services.SERVICE_LABEL in found["Labels"]:
+            beside.add(attempt_id)
+            continue
         running = found["State"] in ("running", "paused")
         handles[attempt_id] = Handle(attempt_id=attempt_id, ref=found["Id"], running=running)
     for volume in client.volumes(filters=ours)["Volumes"] or []:
-        attempt_id = volume["Labels"][ATTEMPT_LABEL]
+        beside.add(volume["Labels"][ATTEMPT_LABEL])
+    for attempt_id in sorted(beside):
         handles.setdefault(attempt_id, Handle(attempt_id=attempt_id, ref=_name(attempt_id), running=False))
     return list(handles.values())
 
 
-def _weigh(client: APIClient, labels: Mapping[str, str]) -> dict[str, int]:
-    # docker-py's df() knows no "type", and would have the images weighed as well
+def _weigh(client: APIClient, labels: Mapping[str, str]) -> dict[str, int] | None:
+    """None while the engine answers the same question to somebody else: it takes one at a time."""
+    # docker-py's df() knows no "type", and would have the images weighed as well; older engines do so anyway
     # (https://docs.docker.com/reference/api/engine/version/v1.43/#tag/System/operation/SystemDataUsage)
-    answer = client.get(f"{client.base_url}/v{client.api_version}/system/df", params={"type": "volume"})
+    answer = client.get(
+        f"{client.base_url}/v{client.api_version}/system/df", params={"type": ["volume", "container"]}
+    )
+    if answer.status_code >= 500 and "already running" in answer.text:
+        return None
     answer.raise_for_status()
+    found = answer.json()
+    sizes = [(volume, (volume.get("UsageData") or {}).get("Size", 0)) for volume in found["Volumes"] or []]
+    sizes += [(container, container.get("SizeRw") or 0) for container in found["Containers"] or []]
     weights: dict[str, int] = {}
-    for volume in answer.json().get("Volumes") or []:
-        known = volume.get("Labels") or {}
+    for thing, size in sizes:
+        known = thing.get("Labels") or {}
         if labels.items() <= known.items():
-            size = (volume.get("UsageData") or {}).get("Size", 0)
-            weights[known[ATTEMPT_LABEL]] = weights.get(known[ATTEMPT_LABEL], 0) + max(0, size)
+            weights[known[ATTEMPT_LABEL]] = weights.get(known[ATTEMPT_LABEL], 0) + max(0, int(size))
     return weights
 
 
@@ -372,12 +497,11 @@ def _signal(engine: _Engine, handle: Handle, signal: str) -> bool:
         if error.status_code not in (404, 409):
             raise
         return False
-    _set_paused(engine, handle, False)
+    _set_paused(engine.client, _name(handle.attempt_id), False)
     return True
 
 
-def _set_paused(engine: _Engine, handle: Handle, paused: bool) -> None:
-    client, name = engine.client, _name(handle.attempt_id)
+def _set_paused(client: APIClient, name: str, paused: bool) -> None:
 
     def wanted() -> bool:
         found = _inspect(client, name)
@@ -392,8 +516,7 @@ def _set_paused(engine: _Engine, handle: Handle, paused: bool) -> None:
             raise
 
 
-def _remove(engine: _Engine, attempt_id: str) -> None:
-    client, name = engine.client, _name(attempt_id)
+def _remove(client: APIClient, name: str) -> None:
     try:
         client.remove_container(name, v=True, force=True)
     except NotFound:
@@ -402,8 +525,6 @@ def _remove(engine: _Engine, attempt_id: str) -> None:
         if error.status_code != 409:
             raise
         _await_removal(client, name)
-    for volume in _volumes(attempt_id).values():
-        _remove_volume(client, volume)
 
 
 def _await_removal(client: APIClient, name: str) -> None:

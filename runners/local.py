@@ -90,8 +90,13 @@ class LocalRunner:
             )
 
     async def start(self, spec: ContainerSpec) -> Handle:
-        """Start the attempt's process with fresh folders, or find it again."""
+        """Start the attempt's process with fresh folders, or find it again. ConfigurationError for services."""
         checked_attempt_id(spec.attempt_id)
+        if spec.services:
+            raise ConfigurationError(
+                "The local runner cannot run the repository's services.",
+                "Use CONDUCTOR_RUNNER=docker, or leave `services` out of the repository's configuration.",
+            )
         try:
             return await asyncio.to_thread(self._start, spec)
         except OSError as error:
@@ -111,8 +116,14 @@ class LocalRunner:
             )
         # its init has ended them already, unless that was killed itself
         await self._kill_all(handle)
-        status = _read_json(folder / STATUS) or {}
-        return Exit(code=status.get("code"), signal=status.get("signal"), stopped=(folder / STOPPED).exists())
+        status = _read_json(folder / STATUS)
+        state = _read_json(folder / STATE) or {}
+        return Exit(
+            code=status.get("code") if status else None,
+            signal=status.get("signal") if status else None,
+            stopped=(folder / STOPPED).exists(),
+            host=status is None and state.get("boot", _boot()) != _boot(),
+        )
 
     async def stop(self, handle: Handle, grace: float) -> None:
         """SIGTERM to the attempt's program, SIGKILL to everything of it after ``grace`` seconds."""
@@ -143,13 +154,6 @@ class LocalRunner:
             handles = [self._handle(state.parent.name) for state in sorted(self._attempts.glob(f"*/{STATE}"))]
         return handles
 
-    async def workspace_bytes(self) -> Mapping[str, int]:
-        """The bytes in each attempt's folders."""
-        return {
-            handle.attempt_id: await asyncio.to_thread(_weigh, self._folder(handle))
-            for handle in await self.list()
-        }
-
     async def remove(self, handle: Handle) -> None:
         """Kill what runs and delete its folders, following no link."""
         with self._open(handle) as pidfd:
@@ -162,6 +166,17 @@ class LocalRunner:
             await asyncio.to_thread(self._delete, self._folder(handle))
         except OSError as error:
             raise _disk("delete", error) from error
+
+    async def workspace_bytes(self) -> Mapping[str, int]:
+        """Bytes of each attempt's folders, as the disk counts them."""
+
+        def look() -> dict[str, int]:
+            return {
+                handle.parent.name: sum(_size(handle.parent / name) for name in FOLDERS)
+                for handle in self._attempts.glob(f"*/{STATE}")
+            }
+
+        return await asyncio.to_thread(look)
 
     async def close(self) -> None:
         """Nothing is held open; processes go on."""
@@ -432,16 +447,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _weigh(folder: Path) -> int:
-    """Bytes of every file below, counted as the disk does."""
-    total = 0
-    for root, _, names in os.walk(folder, onerror=lambda _: None):
-        for name in names:
-            with contextlib.suppress(OSError):  # gone in between
-                total += os.lstat(f"{root}/{name}").st_blocks * 512
-    return total
-
-
 def _delete(folder: Path) -> None:
     """Delete what is ours in ``folder``, and itself when nothing else is in it. The state goes last."""
     for name in FOLDERS:
@@ -450,6 +455,17 @@ def _delete(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody else's files are there
         folder.rmdir()
+
+
+def _size(folder: Path) -> int:
+    """Bytes on disk below ``folder``, following no link; a file with several names there counts once."""
+    seen: dict[tuple[int, int], int] = {}
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):  # gone meanwhile
+                found = os.lstat(os.path.join(parent, name))  # noqa: PTH118 - a Path for each is far slower
+                seen[found.st_dev, found.st_ino] = found.st_blocks * 512  # stat(2)
+    return sum(seen.values())
 
 
 def _delete_tree(path: Path) -> None:

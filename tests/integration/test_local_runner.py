@@ -65,7 +65,7 @@ async def test_a_process_of_before_a_reboot_is_not_touched(runner: LocalRunner, 
     state.write_text(json.dumps(json.loads(text) | {"boot": "another"}))
     assert [each.running for each in await runner.list()] == [False]
     await runner.stop(handle, 0)
-    assert await runner.wait(handle) == Exit(code=None)
+    assert await runner.wait(handle) == Exit(code=None, host=True)
     assert len(containers.processes_with(marker)) == 1
     state.write_text(text)
 
