@@ -20,7 +20,7 @@ from bot.config import Settings
 from bot.errors import ConductorError
 from bot.facts import FactFinder
 from bot.ledger import Ledger, today
-from bot.model import Job, JobState, Repo, Request, Trigger, job_id_for
+from bot.model import Job, JobState, Repo, Request, TargetKind, Trigger, job_id_for
 from bot.policy import (
     PERSON,
     Choice,
@@ -212,7 +212,8 @@ class Conductor:
                 agent=last.agent,
                 model=last.model,
                 timeout=last.timeout,
-                base=last.base,
+                # of a pull request it was found out, and not asked for
+                base=last.base if last.target is TargetKind.issue else None,
                 retry_of=last.id,
                 budget=last.budget if budget is None else budget,
                 go_on=go_on,

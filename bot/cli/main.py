@@ -10,12 +10,10 @@ import click
 
 from bot import __version__
 from bot.cli.costs import costs
+from bot.cli.jobs import jobs
 from bot.cli.run import config_option, everything, fail, run_until_signal, settings_from
-from bot.config import Settings
 from bot.database import create_engine, redacted_url, upgrade
 from bot.errors import ConductorError
-from bot.render import duration, money
-from bot.store import Store
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -95,40 +93,6 @@ def migrate(config: Path | None) -> None:
 
 
 @main.command()
-@config_option
-@click.option(
-    "-n", "--limit", default=20, show_default=True, type=click.IntRange(1, 1000), help="How many jobs."
-)
-def jobs(config: Path | None, limit: int) -> None:
-    """List the newest jobs, from the database."""
-    try:
-        lines = asyncio.run(_job_lines(settings_from(config), limit))
-    except ConductorError as error:
-        fail(error)
-    click.echo("\n".join(lines) if lines else "There are no jobs yet.")
-
-
-async def _job_lines(settings: Settings, limit: int) -> list[str]:
-    engine = create_engine(settings.sql_url)
-    try:
-        await upgrade(engine)
-        lines = []
-        for job in await Store(engine).recent_jobs(limit):
-            took = ""
-            if job.started_at and job.finished_at:
-                took = duration((job.finished_at - job.started_at).total_seconds())
-            why = f" ({job.phase}/{job.failure})" if job.failure else ""
-            pull = f" -> #{job.pull_number}" if job.pull_number else ""
-            lines.append(
-                f"{job.created_at:%Y-%m-%d %H:%M} {job.id} {job.state}{why} {job.repo.full_name}#{job.number}{pull} "
-                f"{job.agent} by {job.trigger.actor.login} {took} {money(job.usage)}".rstrip()
-            )
-        return lines
-    finally:
-        await engine.dispose()
-
-
-@main.command()
 @click.option("--listen", default="127.0.0.1:8088", show_default=True, help="host:port of the sandbox.")
 @click.option(
     "--state", type=click.Path(path_type=Path, file_okay=False), help="Keep its state in this folder."
@@ -173,3 +137,4 @@ def demo(agent: str, runner: str, keep: bool) -> None:
 
 
 main.add_command(costs)
+main.add_command(jobs)
