@@ -21,8 +21,9 @@ from runners.agents.cli import CliAgent, items, json_lines, mapping, number, sum
 TOKEN_VARIABLE = "AGENT_LLM_TOKEN"  # noqa: S105 - a name, no secret
 
 # A provider of our own because the built-in one tries a WebSocket first and ignores OPENAI_BASE_URL. Without
-# `unbounded_connection_retries = false` a refused connection is tried for ever. `inherit = "core"` keeps the
-# token out of the commands that the agent runs.
+# `unbounded_connection_retries = false` a refused connection is tried for ever, and without `plugins = false` a
+# catalogue is fetched from the web. The commands that the agent runs get the variables of the egress proxy and of the
+# image's certificate authorities, but not the one with our token.
 _CONFIG = """\
 {model}model_provider = "conductor"
 check_for_update_on_startup = false
@@ -40,9 +41,11 @@ enabled = false
 
 [features]
 unbounded_connection_retries = false
+plugins = false
 
 [shell_environment_policy]
-inherit = "core"
+inherit = "all"
+exclude = ["{variable}"]
 """
 
 

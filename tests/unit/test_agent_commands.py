@@ -59,8 +59,8 @@ def test_codex() -> None:
     assert provider["base_url"] == "{gateway}/llm/openai"
     assert provider["wire_api"] == "responses"
     assert first.env == {provider["env_key"]: TOKEN}
-    assert config["features"] == {"unbounded_connection_retries": False}
-    assert config["shell_environment_policy"] == {"inherit": "core"}
+    assert config["features"] == {"unbounded_connection_retries": False, "plugins": False}
+    assert config["shell_environment_policy"] == {"inherit": "all", "exclude": [provider["env_key"]]}
     assert config["analytics"] == {"enabled": False}
     assert TOKEN not in first.files[".codex/config.toml"]
     assert "model" not in tomllib.loads(command("codex", model=None).files[".codex/config.toml"])
