@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.state import Delivery
 from tests.scenarios.world import CANARIES
@@ -60,6 +61,14 @@ class Host:
         found = self._sandbox.world.repository(*repo.split("/"))
         assert found is not None
         return found.id
+
+    def fault(self, **values: Any) -> None:
+        """Plan one (`bot.sandbox.faults.Fault`)."""
+        self._sandbox.faults.add(Fault(**values))
+
+    def faults_to_come(self) -> int:
+        """How many of the planned ones have not met their request yet."""
+        return len(self._sandbox.faults.waiting)
 
     def redeliver(self) -> list[str]:
         """Send again what the App did not take, as its operator can; returns the GUIDs."""
@@ -163,9 +172,9 @@ class RemoteGitHub:
         """A method of `bot.sandbox.sandbox.Sandbox`."""
         return await self._ask({"do": "look", "name": name, "args": args, "options": options})
 
-    async def own(self, name: str, *args: Any) -> Any:
+    async def own(self, name: str, *args: Any, **options: Any) -> Any:
         """A method of `Host`."""
-        return await self._ask({"do": "own", "name": name, "args": args})
+        return await self._ask({"do": "own", "name": name, "args": args, "options": options})
 
     async def close(self) -> None:
         """End the process."""

@@ -185,7 +185,7 @@ class Plant:
         strange = {name for name in seen["branches"] if name.startswith("agent/") and name not in expected}
         found += [f"branch {name} belongs to no story" for name in sorted(strange)]
         found += await self.github.own("wrongs")
-        found += [f"{part.name} logged {secret!r}" for part, secret in self._leaks()]
+        found += [f"{name} logged {secret!r}" for name, secret in leaks(self.server, self.worker)]
         assert not found, "\n".join(found)
         await self._nothing_left()
         await self.github.own("forget")
@@ -250,36 +250,8 @@ class Plant:
 
     # --- afterwards
 
-    def _leaks(self) -> list[tuple[Part, str]]:
-        found = []
-        for part in (self.server, self.worker):
-            text = part.log()
-            found += [(part, value) for value in CANARIES.values() if value in text]
-            found += [(part, match.group()) for match in SECRETS.finditer(text)]
-        return found
-
-    async def _left(self) -> list[str]:
-        host = self.settings.host_name
-        found = await asyncio.to_thread(self.engine.left_of, host)
-        data = self.settings.data_dir
-        found += [f"folder {path}" for path in (data / "attempts").glob("*")]
-        found += [f"borrower {name}" for name in Mirrors(data / "mirrors").borrowers()]
-        found += [
-            f"attempt {attempt.id}"
-            for attempt in await self.store.attempts_of(host)
-            if attempt.state is not AttemptState.ended
-        ]
-        return found
-
     async def _nothing_left(self) -> None:
-        """Return when no container, volume, folder, socket, quarantine or borrower is left."""
-        left: list[str] = []
-        try:
-            async with asyncio.timeout(CLEAN_TIMEOUT):
-                while left := await self._left():
-                    await asyncio.sleep(LOOK * 4)
-        except TimeoutError:
-            raise AssertionError(f"left over: {left}") from None
+        await nothing_left(self.engine, self.settings, self.store)
         self.timeline.note("nothing is left over")
 
     def _told(self, seed: int, stories: Sequence[Story], error: BaseException) -> str:
@@ -294,6 +266,35 @@ class Plant:
                 *about,
             ]
         )
+
+
+def leaks(*logged: Part) -> list[tuple[str, str]]:
+    """Secrets in logs: whose, and which."""
+    found = []
+    for part in logged:
+        text = part.log()
+        found += [(part.name, value) for value in CANARIES.values() if value in text]
+        found += [(part.name, match.group()) for match in SECRETS.finditer(text)]
+    return found
+
+
+async def nothing_left(engine: Engine, settings: Settings, store: Store) -> None:
+    """Return when no container, volume, folder, socket, quarantine or borrower is left on a worker host."""
+    left: list[str] = []
+    try:
+        async with asyncio.timeout(CLEAN_TIMEOUT):
+            while left := await _left(engine, settings, store):
+                await asyncio.sleep(LOOK * 4)
+    except TimeoutError:
+        raise AssertionError(f"left over: {left}") from None
+
+
+async def _left(engine: Engine, settings: Settings, store: Store) -> list[str]:
+    found = await asyncio.to_thread(engine.left_of, settings.host_name)
+    found += [f"folder {path}" for path in (settings.data_dir / "attempts").glob("*")]
+    found += [f"borrower {name}" for name in Mirrors(settings.data_dir / "mirrors").borrowers()]
+    attempts = await store.attempts_of(settings.host_name)
+    return found + [f"attempt {one.id}" for one in attempts if one.state is not AttemptState.ended]
 
 
 @contextlib.asynccontextmanager

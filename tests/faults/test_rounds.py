@@ -14,8 +14,6 @@ import pytest
 from tests.faults.parts import Postgres, SqliteFile, engine
 from tests.faults.plant import plant
 
-ROUND_LIMIT = 420  # seconds, far more than a round takes
-
 
 @pytest.mark.docker
 @pytest.mark.slow
