@@ -175,8 +175,8 @@ def rule_of(url: str) -> str | None:
     """The rule that allows ``url`` (or a bare host); None when it leads nowhere, as a blocking 0.0.0.0 does."""
     try:
         parts = urlsplit(url if "://" in url else f"https://{url}")
-        port = parts.port
-        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        port, host = parts.port, parts.hostname or ""
+        host = f"[{host}]" if ":" in host else host
         rule = parse_rule(f"{host}:{port}" if port and port not in (TLS_PORT, HTTP_PORT) else f"{host}")
     except (RuleError, ValueError):
         return None
