@@ -192,7 +192,7 @@ class _Attempt:
     async def _turn(self, desk: Desk) -> Ending:
         """The turn that is under way, or the next one, to its end. What it leaves for later is kept."""
         outcome = desk.outcome_now(desk.turns_given)
-        if outcome is not None:
+        if outcome is not None and not outcome.stopped:
             ending = Ending(cause=Cause.outcome, outcome=outcome)
         else:
             ending = await self._run_turn(desk)
@@ -224,10 +224,10 @@ class _Attempt:
             await self._end_over_limit(ending.cause)
             return None
         outcome = ending.outcome
+        if (outcome is None or outcome.stopped) and ending.exit is not None and ending.exit.host:
+            await self._go_on_after_the_host()
+            return None
         if outcome is None:
-            if ending.exit is not None and ending.exit.host:
-                await self._go_on_after_the_host()
-                return None
             raise _container_died(ending.exit)
         verdict = judge(
             self.listener.transcript,

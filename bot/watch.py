@@ -19,6 +19,7 @@ log = structlog.get_logger(__name__)
 
 GRACE = 30.0  # seconds for the shim to end the agent, checkpoint and report
 OVERTIME = 60.0  # seconds after the deadline before the container is stopped from outside
+EXIT_WAIT = 120.0  # seconds for a container whose agent was stopped to end; the engine may be away meanwhile
 OUTCOME_WAIT = 5.0  # seconds for a posted outcome to arrive after the container has ended
 SILENT = 180.0  # seconds without any call of the shim, which calls every ten
 LOOK_INTERVAL = 5.0  # seconds between two looks at the limits
@@ -85,7 +86,13 @@ class TurnWatch:
             while cause is None:
                 await asyncio.wait(tasks, timeout=LOOK_INTERVAL, return_when=asyncio.FIRST_COMPLETED)
                 if outcome.done():
-                    return Ending(cause=Cause.outcome, outcome=outcome.result())
+                    if outcome.result().stopped:  # not by us: the container's end tells by whom
+                        await asyncio.wait((ended,), timeout=EXIT_WAIT)
+                    return Ending(
+                        cause=Cause.outcome,
+                        outcome=outcome.result(),
+                        exit=ended.result() if ended.done() else None,
+                    )
                 if ended.done():
                     cause = Cause.container
                 elif stopped.done():

@@ -1297,7 +1297,9 @@ class Shim:
                     await self.workspace.push(outcome["head"], "work")
                     break
                 except GitFailed as error:
-                    if "rejected]" in str(error) or not tries_left:
+                    # a try of ours that was cut off with its gateway may be at the same ref just now
+                    refused = "rejected]" in str(error) and "cannot lock ref" not in str(error)
+                    if refused or not tries_left:
                         raise
                 await asyncio.sleep(1)
         except GitFailed as error:
