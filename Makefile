@@ -5,6 +5,8 @@ SHELL := /bin/bash
 AGENT ?= shell
 RUNNER ?= auto
 PYTEST ?=
+ROUNDS ?= 50
+SEED ?=
 BIN := .venv/bin
 # Tests create many files; memory is faster than a disk, where there is enough of it. Nothing is kept there.
 TEST_TMP := $(shell free=$$(df --output=avail -k /dev/shm 2>/dev/null | tail -1); \
@@ -25,6 +27,13 @@ test: ## Lint, check types and run every test; installs what they need where it 
 	@tests/provision.sh
 	@$(MAKE) --no-print-directory lint
 	@TMPDIR=$(TEST_TMP) $(BIN)/pytest $(PYTEST)
+
+.PHONY: faults
+faults: ## Kill every part of the running product at random points (ROUNDS=50, SEED= repeats what was seen)
+	@.ci/venv dev
+	@tests/provision.sh
+	@TMPDIR=$(TEST_TMP) CONDUCTOR_FAULTS_ROUNDS=$(ROUNDS) CONDUCTOR_FAULTS_SEED=$(SEED) \
+		$(BIN)/pytest tests/faults -q -x $(PYTEST)
 
 .PHONY: lint
 lint: ## Check style and types

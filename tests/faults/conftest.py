@@ -30,8 +30,8 @@ def faults_seed() -> int:
 
 @pytest.fixture(scope="session")
 def faults_rounds() -> int:
-    """How many rounds of each kind; CONDUCTOR_FAULTS_ROUNDS sets it (`make faults`)."""
-    return int(ROUNDS or 1)
+    """How many rounds in all; CONDUCTOR_FAULTS_ROUNDS sets it (`make faults`). Each database gets its half."""
+    return int(ROUNDS or 2)
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,7 @@ async def test_every_part_is_killed_while_twenty_stories_run(
 ) -> None:
     database = SqliteFile(tmp_path) if kind == "sqlite" else Postgres(tmp_path)
     async with engine(image_files) as own, plant(tmp_path, own, database) as everything:
-        for seed in range(faults_seed, faults_seed + faults_rounds):
+        for seed in range(faults_seed, faults_seed + max(1, faults_rounds // 2)):
             with capsys.disabled():
-                print(f"\nfaults, {kind}: CONDUCTOR_FAULTS_SEED={seed}", flush=True)
+                print(f"\nfaults, {kind}: CONDUCTOR_FAULTS_SEED={seed} ", end="", flush=True)
             await everything.round(seed)
-            with capsys.disabled():
-                print(everything.timeline, flush=True)
