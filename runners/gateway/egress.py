@@ -88,6 +88,10 @@ class _Refused(Exception):
         self.where = where
 
 
+class _OverLimit(ConnectionAbortedError):
+    """The attempt has moved more bytes than it may."""
+
+
 class _Account:
     """What one attempt has open and has moved, since this process knows it."""
 
@@ -162,9 +166,12 @@ class Egress:
                 wanted = _connect_destination(target, fields)
                 async with self._connected(desk, wanted) as (far_reader, far_writer, account):
                     writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-                    await self._relay((reader, writer), (far_reader, far_writer), account)
+                    try:
+                        await self._relay((reader, writer), (far_reader, far_writer), account)
+                    except _OverLimit:
+                        _record(desk, _over_limit(wanted, "bytes moved").where)
             except _Refused as refused:
-                _record(desk, refused)
+                _record(desk, refused.where)
                 writer.write(_answer(refused))
             except asyncio.LimitOverrunError:
                 writer.write(
@@ -219,7 +226,7 @@ class Egress:
             wanted, target = _absolute_destination(request)
             return await self._forward(request, desk, wanted, target)
         except _Refused as refused:
-            _record(desk, refused)
+            _record(desk, refused.where)
             answer = web.Response(status=refused.status, reason=refused.reason, text=refused.text + "\n")
             if refused.status == 407:
                 answer.headers["Proxy-Authenticate"] = 'Basic realm="attempt"'
@@ -257,7 +264,7 @@ class Egress:
                     if headers.popall("Content-Encoding", None):  # the server has decoded it
                         headers.popall("Content-Length", None)
                     body = self._body(request, account)
-                sent = False
+                response: web.StreamResponse | None = None
                 try:
                     async with client.request(
                         request.method,
@@ -269,20 +276,21 @@ class Egress:
                     ) as answer:
                         response = web.StreamResponse(status=answer.status, reason=answer.reason)
                         response.headers.extend(_end_to_end(answer.headers))
-                        sent = True
                         await response.prepare(request)
                         async for chunk in answer.content.iter_chunked(CHUNK):
                             self._count(account, len(chunk))
                             async with asyncio.timeout(self._idle):
                                 await response.write(chunk)
                         await response.write_eof()
-                        return response
                 except (aiohttp.ClientError, OSError, ValueError) as error:
-                    if sent:  # cut, so that it cannot be taken for the whole answer
-                        if request.transport is not None:
-                            request.transport.abort()
-                        raise ConnectionResetError("the other side broke off") from error
-                    raise _failed(wanted, error) from error
+                    spent = account.bytes > self._max_bytes
+                    failed = _over_limit(wanted, "bytes moved") if spent else _failed(wanted, error)
+                    if response is None:
+                        raise failed from error
+                    _record(desk, failed.where)
+                    if request.transport is not None:
+                        request.transport.abort()  # it must not be taken for the whole answer
+                return response
 
     async def _body(self, request: web.Request, account: _Account) -> AsyncIterator[bytes]:
         while True:
@@ -310,14 +318,10 @@ class Egress:
     @contextmanager
     def _counted(self, desk: Desk, wanted: Destination) -> Iterator[_Account]:
         account = self._accounts.setdefault(desk, _Account())
-        if account.open >= MAX_AT_ONCE or account.bytes >= self._max_bytes:
-            what = "connections at once" if account.open >= MAX_AT_ONCE else "bytes moved"
-            raise _Refused(
-                429 if account.open >= MAX_AT_ONCE else 403,
-                "Over the limit of this job",
-                f"This container is not connected to {wanted}: too many {what}.",
-                f"{wanted} ({OVER_LIMIT})",
-            )
+        if account.open >= MAX_AT_ONCE:
+            raise _over_limit(wanted, "connections at once", 429)
+        if account.bytes >= self._max_bytes:
+            raise _over_limit(wanted, "bytes moved")
         account.open += 1
         try:
             yield account
@@ -327,7 +331,7 @@ class Egress:
     def _count(self, account: _Account, size: int) -> None:
         account.bytes += size
         if account.bytes > self._max_bytes:
-            raise ConnectionAbortedError("the attempt has moved more bytes than it may")
+            raise _OverLimit
 
     @asynccontextmanager
     async def _connected(
@@ -512,6 +516,15 @@ def _malformed(target: str, text: str) -> _Refused:
     return _Refused(400, "Bad Request", text, f"{shown(target)} ({MALFORMED})")
 
 
+def _over_limit(wanted: Destination, what: str, status: int = 403) -> _Refused:
+    return _Refused(
+        status,
+        "Over the limit of this job",
+        f"This container is not connected to {wanted}: too many {what}.",
+        f"{wanted} ({OVER_LIMIT})",
+    )
+
+
 def _failed(wanted: Destination, error: Exception) -> _Refused:
     """The answer when an allowed destination is not reached. It tells nothing of our own network."""
     if isinstance(error, TimeoutError):
@@ -522,11 +535,11 @@ def _failed(wanted: Destination, error: Exception) -> _Refused:
     return _Refused(502, "Bad Gateway", f"{wanted} cannot be reached.")
 
 
-def _record(desk: Desk, refused: _Refused) -> None:
-    if refused.where:
-        if refused.where not in desk.blocked:
-            log.warning("egress.refused", attempt=desk.attempt_id, where=refused.where)
-        desk.add_blocked(refused.where)
+def _record(desk: Desk, where: str) -> None:
+    if where:
+        if where not in desk.blocked:
+            log.warning("egress.refused", attempt=desk.attempt_id, where=where)
+        desk.add_blocked(where)
 
 
 def _answer(refused: _Refused) -> bytes:

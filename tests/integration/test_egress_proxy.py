@@ -463,15 +463,15 @@ async def test_a_name_that_changes_its_mind_is_not_asked_twice(tmp_path: Path) -
             head, _ = await agent.connect(f"rebind.example:{port}")
             assert status(head) == 403
     asked.clear()
-    async with website("0.0.0.0") as (port, seen):
-        async with door(
-            tmp_path / "second", f"rebind.example:{port}", look_up=rebinding, private=private
-        ) as agent:
-            url = f"http://rebind.example:{port}/"
-            assert status(await agent.get(url, f"Host: rebind.example:{port}")) == 200
-            assert asked == ["rebind.example"]
-            assert status(await agent.get(url, f"Host: rebind.example:{port}")) == 403
-            assert len(seen) == 1
+    async with (
+        website("0.0.0.0") as (port, seen),
+        door(tmp_path / "second", f"rebind.example:{port}", look_up=rebinding, private=private) as agent,
+    ):
+        url = f"http://rebind.example:{port}/"
+        assert status(await agent.get(url, f"Host: rebind.example:{port}")) == 200
+        assert asked == ["rebind.example"]
+        assert status(await agent.get(url, f"Host: rebind.example:{port}")) == 403
+        assert len(seen) == 1
 
 
 async def test_this_host_s_own_addresses_are_refused_also_where_they_are_public(tmp_path: Path) -> None:
@@ -569,7 +569,9 @@ async def test_a_redirect_is_the_client_s_to_follow(tmp_path: Path) -> None:
         assert b"Location: http://127.0.0.1:1/elsewhere" in answer
 
 
-async def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+async def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with website() as (port, _), door(tmp_path, f"127.0.0.1:{port}") as agent:
         reader, writer = await agent.connection()
         writer.write(
@@ -579,6 +581,31 @@ async def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(tmp_path: Pa
         assert b"Content-Length: 1000" in head
         with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
             await asyncio.wait_for(reader.readexactly(1000), 20)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_a_client_that_leaves_in_the_midst_is_no_error_of_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = asyncio.Event()
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        try:
+            while True:
+                writer.write(bytes(1 << 16))
+                await writer.drain()
+        finally:
+            left.set()
+
+    async with listening(pour) as port, door(tmp_path, f"127.0.0.1:{port}") as agent:
+        reader, writer = await agent.connection()
+        host = f"Host: 127.0.0.1:{port}\r\n"
+        writer.write(f"GET http://127.0.0.1:{port}/ HTTP/1.1\r\n{agent.auth}{host}\r\n".encode())
+        await reader.readexactly(1 << 16)
+        writer.transport.abort()
+        await asyncio.wait_for(left.wait(), 20)
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_head_has_no_body(tmp_path: Path) -> None:
@@ -653,13 +680,27 @@ async def test_a_talkative_tunnel_is_closed_after_its_time(tmp_path: Path) -> No
 
 async def test_so_many_bytes_and_no_more(tmp_path: Path) -> None:
     async with listening(echo) as port, door(tmp_path, f"127.0.0.1:{port}", max_bytes=300_000) as agent:
+        told = f"127.0.0.1:{port} (over this job's limit)"
         _, (reader, writer) = await agent.connect(f"127.0.0.1:{port}")
         writer.write(b"x" * 1_000_000)
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await asyncio.wait_for(reader.readexactly(1_000_000), 20)
+        assert agent.desk.blocked == {told: 1}  # also the one that was cut
         head, _ = await agent.connect(f"127.0.0.1:{port}")
         assert status(head) == 403
-        assert agent.desk.blocked == {f"127.0.0.1:{port} (over this job's limit)": 1}
+        assert agent.desk.blocked == {told: 2}
+
+
+async def test_plain_answers_and_bodies_count_as_well(tmp_path: Path) -> None:
+    async with website() as (port, _), door(tmp_path, f"127.0.0.1:{port}", max_bytes=1000) as agent:
+        host = f"Host: 127.0.0.1:{port}"
+        answer = await agent.say(
+            f"POST http://127.0.0.1:{port}/ HTTP/1.1\r\n{agent.auth}{host}\r\nContent-Length: 5000\r\n\r\n"
+            + "x" * 5000
+        )
+        assert status(answer) == 403
+        assert status(await agent.get(f"http://127.0.0.1:{port}/", host)) == 403
+        assert agent.desk.blocked == {f"127.0.0.1:{port} (over this job's limit)": 2}
 
 
 async def test_refusals_beyond_count_are_still_refusals(tmp_path: Path) -> None:
