@@ -93,7 +93,8 @@ def test_a_failure_names_phase_kind_reason_and_next_step() -> None:
     )
     assert "in phase *agent* (`quota`)" in text
     assert "The provider refused." in text
-    assert "**Next:** write `/agent retry`" in text
+    assert "**Next:** write `/agent resume`" in text
+    assert "`/agent retry`" in text
 
 
 @pytest.mark.parametrize(
