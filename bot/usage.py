@@ -13,7 +13,7 @@ Four wire formats, each as server-sent events or as one JSON document:
   Thoughts are not part of ``candidatesTokenCount``. Without ``alt=sse`` a stream is one JSON array.
 
 OpenAI's and Google's formats count cached tokens within the input tokens; a :class:`~bot.model.Usage` never does.
-An answer that broke off before its numbers came is counted by :meth:`UsageReader.estimate`.
+An answer whose numbers did not come is counted by :meth:`UsageReader.estimate`.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class UsageReader:
         self._scanned = 0  # so much of the buffer is known to hold no line end
         self._skipping = False  # the rest of a document beyond MAX_DOCUMENT
         self._counts: dict[str, int] = {}
+        self._bytes = 0  # of an answer that is no stream
         self._pieces = 0  # events with a part of the answer: each is a token or more
         self.model = ""  # as the provider names it
         self.complete = False  # whether the provider told the final numbers
@@ -92,6 +93,7 @@ class UsageReader:
     def feed(self, chunk: bytes) -> None:
         """Take the next bytes of the answer's body."""
         if not self._stream:
+            self._bytes += len(chunk)
             if not self._skipping:
                 self._buffer += chunk
                 self._drop_when_too_long()
@@ -123,7 +125,7 @@ class UsageReader:
         return Usage(requests=1, **self._counts)
 
     def estimate(self, request_bytes: int) -> Usage:
-        """What an answer that broke off did cost at least: what was told, and for the rest its length.
+        """What an answer without its numbers did cost at least: what was told, and for the rest its length.
 
         Providers tell the numbers at the end, so that leaving early must not make an answer free.
         """
@@ -132,7 +134,7 @@ class UsageReader:
         return dataclasses.replace(
             told,
             input_tokens=told.input_tokens if sent else request_bytes // BYTES_PER_TOKEN,
-            output_tokens=max(told.output_tokens, self._pieces),
+            output_tokens=max(told.output_tokens, self._pieces, self._bytes // BYTES_PER_TOKEN),
         )
 
     def _drop_when_too_long(self) -> None:

@@ -193,7 +193,9 @@ class LlmProxy:
         finally:
             self._remember(desk.attempt_id, report)
             if report.usage is not None:
-                usage = self._priced(report, report.usage)
+                usage = report.usage  # that of a free key has the cost of nothing
+                if not report.free:
+                    usage = price(usage, report.model, self._settings.price_of)
                 desk.add_usage(report.model, usage)
                 entry = Entry(
                     terms=desk.terms,
@@ -212,14 +214,9 @@ class LlmProxy:
                 seconds=round(time.monotonic() - started, 3),
                 model=report.model,
                 cut=report.cut,
+                estimated=report.estimated,
                 tries=report.tries,
             )
-
-    def _priced(self, report: Report, usage: Usage) -> Usage:
-        if report.free:
-            return usage
-        # a whole answer without numbers: it did cost something, and nobody knows what
-        return price(usage, report.model if report.counted else "", self._settings.price_of)
 
     def _remember(self, attempt_id: str, report: Report) -> None:
         now = time.monotonic()

@@ -107,8 +107,8 @@ class Report:
     model: str = ""
     cut: str = ""  # who broke the answer off
     tries: int = 0
-    usage: Usage | None = None  # without a price; None: nothing was used
-    counted: bool = False  # whether the provider told the numbers
+    usage: Usage | None = None  # without its price; None: nothing was used
+    estimated: bool = False  # the provider did not tell the numbers
     free: bool = False
     gave_up: bool = False  # the provider's trouble outlasted our patience
 
@@ -271,13 +271,13 @@ class _Relay:
                 return
 
     def _count(self, reader: UsageReader) -> None:
-        if not self._outgoing.costs:
+        if not self._outgoing.costs or self._report.status >= HTTPStatus.MULTIPLE_CHOICES:
             return
         reader.close()
         report = self._report
         report.model = reader.model or self._outgoing.model
-        report.counted = reader.complete or bool(report.cut)
-        report.usage = reader.estimate(len(self._outgoing.body)) if report.cut else reader.usage
+        report.usage = reader.usage if reader.complete else reader.estimate(len(self._outgoing.body))
+        report.estimated = not reader.complete
 
 
 def _forwarded(headers: Mapping[str, str], dropped: frozenset[str]) -> CIMultiDict[str]:

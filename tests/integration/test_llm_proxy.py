@@ -86,15 +86,21 @@ async def test_chat_stream_is_asked_for_its_numbers() -> None:
     assert (usage.input_tokens, usage.output_tokens) == (100, 20)
 
 
-async def test_whole_answer_without_numbers_has_no_known_cost() -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        return web.json_response({"object": "chat.completion", "model": MODEL, "choices": []})
+async def test_whole_answer_without_numbers_is_counted_by_its_length() -> None:
+    text = json.dumps({"object": "chat.completion", "model": MODEL, "choices": ["x" * 4000]})
 
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=text, content_type="application/json")
+
+    body = {"model": MODEL, "tools": TOOLS}
     async with raw_upstream(answer) as url, front(url) as gate:
-        async with gate.post("openai/chat/completions", {"model": MODEL, "tools": TOOLS}) as r:
+        async with gate.post("openai/chat/completions", body) as r:
             await r.read()
         await gate.tally.counted.wait()
-    assert gate.tally.entries == [(MODEL, Usage(requests=1, cost=None))]
+    [(model, usage)] = gate.tally.entries
+    assert (model, usage.output_tokens, usage.requests) == (MODEL, len(text) // 4, 1)
+    assert 10 < usage.input_tokens < 40
+    assert usage.cost == pytest.approx((usage.input_tokens * 3 + usage.output_tokens * 15) / 1e6)
 
 
 async def test_model_without_a_price_has_no_known_cost() -> None:
@@ -245,6 +251,7 @@ async def test_redirect_is_not_followed_with_the_key() -> None:
             address = f"{gate.url}/llm/anthropic/v1/messages"
             async with gate.client.post(address, json={}, headers=auth, allow_redirects=False) as r:
                 assert r.status == 307
+            assert gate.tally.entries == []
         assert other.requests == []
 
 
