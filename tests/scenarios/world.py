@@ -44,6 +44,18 @@ class World:
     settings: Settings
     store: Store
     llm: ScriptedLlm | None
+    workers: contextlib.AsyncExitStack
+    redactor: Redactor
+
+    async def stop_worker(self) -> None:
+        """End the worker as SIGTERM does: what runs goes on without it."""
+        await self.workers.aclose()
+
+    async def start_worker(self, **changes: Any) -> None:
+        """Start a worker, with some settings ``changes``: another ``host_name`` and ``data_dir`` is another host."""
+        values = {name: getattr(self.settings, name) for name in self.settings.model_fields_set}
+        settings = fixed_settings(**(values | changes))
+        await self.workers.enter_async_context(worker(settings, self.redactor))
 
     async def job(self, number: int, *, nth: int = 0) -> Job:
         """The issue's job number ``nth``, oldest first, when it is there."""
@@ -121,6 +133,8 @@ def settings_for(
             "default_agent": "shell",
             "job_timeout": 300,
             "slots": 4,
+            # stories about limits set their own
+            **dict.fromkeys(("limit_repository", "limit_user", "limit_user_hour", "limit_queued"), 0),
             "image_ca_bundle": bundle or None,
             "models": {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"},
             "prices": {"gpt-5.5": {"input": 2.0, "output": 8.0, "cached": 0.2}},
@@ -149,11 +163,19 @@ async def world(folder: Path, *, script: Script | None = None, **values: Any) ->
         settings = settings_for(github, folder, redis.url, llm, **values)
         redactor = Redactor(settings.secrets())
         address = await stack.enter_async_context(server(settings, redactor))
-        await stack.enter_async_context(worker(settings, redactor))
+        workers = await stack.enter_async_context(contextlib.AsyncExitStack())
+        await workers.enter_async_context(worker(settings, redactor))
         github.webhook_url = f"{address}/webhook"
         engine = create_engine(settings.sql_url)
         stack.push_async_callback(engine.dispose)
-        yield World(github=github, settings=settings, store=Store(engine), llm=llm)
+        yield World(
+            github=github,
+            settings=settings,
+            store=Store(engine),
+            llm=llm,
+            workers=workers,
+            redactor=redactor,
+        )
         await github.deliveries_settled()
         found = [str(problem) for problem in github.problems]
         assert not found, found
