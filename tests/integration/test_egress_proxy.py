@@ -251,7 +251,8 @@ async def test_when_one_side_breaks_off_so_does_the_other(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "fields",
     ["",
-     "Proxy-Authorization: Basic !!!\r\n", "Proxy-Authorization: Basic YWdlbnQ6\r\n", "Authorization: Bearer {token}\r\n",
+     "Proxy-Authorization: Basic !!!\r\n", "Proxy-Authorization: Basic YWdlbnQ6\r\n",
+     "Authorization: Bearer {token}\r\n",
      "x-api-key: {token}\r\n", "Proxy-Authorization: Digest {token}\r\n",
      "Proxy-Authorization: Bearer {token}\r\nProxy-Authorization: Bearer {token}\r\n"],
 )  # fmt: skip
@@ -415,7 +416,8 @@ async def test_every_address_of_a_name_is_looked_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fe80::1",
-                                     "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fd00::1", "0.0.0.0", "203.0.113.9"])  # fmt: skip
+                                     "::ffff:127.0.0.1", "64:ff9b::7f00:1", "fd00::1", "0.0.0.0",
+                                     "203.0.113.9"])  # fmt: skip
 async def test_a_name_that_leads_inside_is_refused(tmp_path: Path, address: str) -> None:
     def inside(name: str) -> Sequence[Address]:
         return [ipaddress.ip_address(address)]
@@ -455,13 +457,15 @@ async def test_a_name_that_changes_its_mind_is_not_asked_twice(tmp_path: Path) -
         await reader.read()
 
     private = [ipaddress.ip_network("127.0.0.2/32")]
-    async with listening(greet, "0.0.0.0") as port:
-        async with door(tmp_path, f"rebind.example:{port}", look_up=rebinding, private=private) as agent:
-            _, (reader, _) = await agent.connect(f"rebind.example:{port}")
-            assert await reader.read() == b"127.0.0.2"
-            assert asked == ["rebind.example"]
-            head, _ = await agent.connect(f"rebind.example:{port}")
-            assert status(head) == 403
+    async with (
+        listening(greet, "0.0.0.0") as port,
+        door(tmp_path, f"rebind.example:{port}", look_up=rebinding, private=private) as agent,
+    ):
+        _, (reader, _) = await agent.connect(f"rebind.example:{port}")
+        assert await reader.read() == b"127.0.0.2"
+        assert asked == ["rebind.example"]
+        head, _ = await agent.connect(f"rebind.example:{port}")
+        assert status(head) == 403
     asked.clear()
     async with (
         website("0.0.0.0") as (port, seen),
@@ -797,11 +801,13 @@ async def test_behind_an_upstream_proxy_a_name_that_leads_inside_is_refused(tmp_
     def inside(name: str) -> Sequence[Address]:
         return [ipaddress.ip_address("10.0.0.1")]
 
-    async with upstream_proxy() as (url, asked):
-        async with door(tmp_path, "inside.example", upstream=URL(url), look_up=inside) as agent:
-            head, _ = await agent.connect("inside.example:443")
-            assert status(head) == 403
-            assert asked == []
+    async with (
+        upstream_proxy() as (url, asked),
+        door(tmp_path, "inside.example", upstream=URL(url), look_up=inside) as agent,
+    ):
+        head, _ = await agent.connect("inside.example:443")
+        assert status(head) == 403
+        assert asked == []
 
 
 async def test_an_upstream_proxy_that_refuses_is_a_bad_gateway_and_keeps_its_password(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ ODD_HOSTS = [
     "2130706433", "0x7f000001", "0x7f.0.0.1", "0x7f.1", "017700000001", "0177.0.0.1", "127.1", "127.0.1",
     "127.0.0.01", "127.0.0.0x1", "127.0.0.1.", "0", "0x", "1.2.3.4.5", "256.1.1.1", "１２７.0.0.1", "127。0。0。1",
     # IPv6 in other clothes
-    "::1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[fe80::1%eth0]", "[fe80::1%25eth0]", "[::1", "::1]", "[]", "[1.2.3.4]",
+    "::1", "[::ffff:127.0.0.1]", "[::ffff:7f00:1]", "[fe80::1%eth0]", "[fe80::1%25eth0]", "[::1", "::1]", "[]",
+    "[1.2.3.4]",
     "[::1].example",
     # what hides another host
     "user@example.com", "user:pass@example.com", "example.com@evil.example", "example.com%00", "example.com\0",
@@ -176,7 +177,8 @@ def test_a_rule_allows_what_it_names(rule: str, destination: str, tunnel: bool, 
     "text",
     ["", " ", "https://example.com", "example.com/path", "user@example.com", "*.", "*.*", "a.*.example", "ex*mple.com",
      "**", "*example.com", "example.com:", "example.com:x", "example.com:0", "example.com private", "a b", "a\nb",
-     "10.0.0.0/8", "*.10.0.0.1", "*.0.2.1", "0x7f.1", "[::ffff:1.2.3.4]", "[fe80::1%1]", "example.com#", "\N{SNOWMAN}..x"],
+     "10.0.0.0/8", "*.10.0.0.1", "*.0.2.1", "0x7f.1", "[::ffff:1.2.3.4]", "[fe80::1%1]", "example.com#",
+     "\N{SNOWMAN}..x"],
 )  # fmt: skip
 def test_a_wrong_rule_is_refused(text: str) -> None:
     with pytest.raises(RuleError):
@@ -336,7 +338,8 @@ def test_the_upstream_proxy_s_password_is_a_secret() -> None:
         "192.88.99.1", "192.168.0.1", "198.18.0.1", "198.19.255.255", "198.51.100.1", "203.0.113.1", "224.0.0.1",
         "239.255.255.255", "240.0.0.1", "255.255.255.255", "100.100.100.200", "168.63.129.16",
         "::", "::1", "::127.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "fe80::1", "fec0::1",
-        "fc00::1", "fd00:ec2::254", "fd20:ce::254", "ff02::1", "2001:db8::1", "2001::1", "2002:7f00:1::", "2002:a00:1::1",
+        "fc00::1", "fd00:ec2::254", "fd20:ce::254", "ff02::1", "2001:db8::1", "2001::1", "2002:7f00:1::",
+        "2002:a00:1::1",
         "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "100::1", "3fff::1", "5f00::1", "4000::1",
     ],
 )  # fmt: skip
