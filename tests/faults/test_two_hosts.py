@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from docker.errors import DockerException
 
 from bot.config import Settings
 from bot.database import create_engine
 from bot.model import Job, JobState, Phase
 from bot.store import Store
 from tests.faults import parts
+from tests.faults.gate import GATE, let_go_on
 from tests.faults.github_host import RemoteGitHub
 from tests.faults.network import HUB_ADDRESS, Network, network
 from tests.faults.parts import LOOK, Engine, Part, Postgres, Timeline, engine
@@ -36,9 +36,6 @@ TAKEN_TIMEOUT = 150.0  # seconds until the other host has taken over and is done
 PUSH_HELD = 20.0  # seconds that GitHub takes for the first answer to the push that is late
 PUSH_SLOW = 4.0  # and for the one whose answer is never seen
 
-#: The agent works until the test lets it go on: then it writes something that no other try writes.
-GATE = "```sh\nuntil [ -e /tmp/go ]; do sleep 0.1; done\ndate +%s%N > when.txt\n```"
-
 
 @dataclass
 class Host:
@@ -47,13 +44,6 @@ class Host:
     settings: Settings
     engine: Engine
     worker: Part
-
-    def let_go_on(self, attempt: str) -> bool:
-        """Open the gate of an attempt; False when its container is not there yet."""
-        with contextlib.suppress(DockerException), self.engine.client() as client:
-            done = client.containers.get(f"conductor-{attempt}").exec_run(["touch", "/tmp/go"], user="1000")
-            return bool(done.exit_code == 0)
-        return False
 
     def pushes_of(self, repo: str) -> list[int]:
         """The processes of its worker that push to ``repo``."""
@@ -191,7 +181,7 @@ async def _story(place: Site, timeline: Timeline) -> None:
     await github.own("fault", method="POST", path=r"^/acme/unseen\.git/git-receive-pack$", delay=PUSH_SLOW)
     jobs = await place.jobs()
     for name in ("late", "unseen"):
-        assert await asyncio.to_thread(first.let_go_on, f"{jobs[name].id}-1")
+        assert await asyncio.to_thread(let_go_on, first.engine, f"{jobs[name].id}-1")
     async with asyncio.timeout(AGENT_TIMEOUT):
         while await github.own("faults_to_come"):
             await asyncio.sleep(LOOK / 5)
@@ -201,12 +191,12 @@ async def _story(place: Site, timeline: Timeline) -> None:
         os.kill(pid, signal.SIGSTOP)
     timeline.note("its link is down, two pushes under way")
     assert pushing, "nothing pushes"
-    assert await asyncio.to_thread(first.let_go_on, f"{jobs['works'].id}-1")
+    assert await asyncio.to_thread(let_go_on, first.engine, f"{jobs['works'].id}-1")
 
     async with asyncio.timeout(TAKEN_TIMEOUT):
         while not all(job.state.final for job in (await place.jobs()).values()) or not await place.told():
             for name in ("works", "late"):
-                await asyncio.to_thread(second.let_go_on, f"{jobs[name].id}-2")
+                await asyncio.to_thread(let_go_on, second.engine, f"{jobs[name].id}-2")
             await asyncio.sleep(LOOK * 4)
     timeline.note("the second host has done everything")
     before = await _seen(place)
