@@ -233,8 +233,11 @@ class Publisher:
     ) -> Job:
         """Have GitHub make and sign the commit, then move the branch to it."""
         commits, branch = ApiCommits(self._github), job.branch or ""
-        if job.head_sha and await commits.branch(job.repo, branch) == job.head_sha:
-            return job  # we were here before a crash; another try would make another commit
+        # we may have been here before a crash or an unclear answer; another try would make another commit
+        stored = await self._store.job(job.id)
+        noted = stored.head_sha if stored else None
+        if noted and await commits.branch(job.repo, branch) == noted:
+            return job.evolve(head_sha=noted)
         await self._store.check_fence(job.id, attempt.fence)
         identity = await self._github.identity()
         sha = await commits.commit(
