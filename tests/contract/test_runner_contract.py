@@ -591,6 +591,27 @@ async def test_a_file_cannot_grow_over_its_limit(world: World) -> None:
     assert int(world.read(handle, "size") or 0) == 8 * containers.MIB
 
 
+async def test_its_files_are_weighed(world: World) -> None:
+    script = 'head -c 3000000 /dev/zero > "$HOME/b"; head -c 2000000 /dev/zero > a; ln a twin; touch ready; '
+    handle = await world.start(script + OBEDIENT)
+    await world.said(handle, "ready")
+
+    async def weighed() -> bool:
+        found = await world.runner.workspace_bytes()
+        return set(found) == {handle.attempt_id} and 5_000_000 <= found[handle.attempt_id] < 6_500_000
+
+    await containers.until(weighed, "the files are counted, a linked one once")
+    assert await world.stranger().workspace_bytes() == {}
+    await world.runner.remove(handle)
+    assert await world.runner.workspace_bytes() == {}
+
+
+async def test_only_an_end_from_outside_is_the_hosts(world: World) -> None:
+    for script in ("exit 143", "kill -KILL $$"):
+        handle = await world.start(script)
+        assert not (await world.runner.wait(handle)).host
+
+
 # --- remove -------------------------------------------------------------------------------------------
 
 

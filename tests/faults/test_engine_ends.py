@@ -4,108 +4,61 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from bot.config import fixed_settings
-from bot.ports import Exit, Handle
+from bot.ports import Handle
 from runners.docker import DockerRunner
 from tests import containers
 from tests.faults import parts
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
-#: Ends as the shim does at SIGTERM.
-POLITE = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
-
-
-class Place:
-    """A worker host whose engine is the test's own."""
-
-    def __init__(self, engine: parts.Engine, folder: Path) -> None:
-        self.engine = engine
-        self.folder = folder
-        self.settings = fixed_settings(host_name=f"ends-{folder.name}-{os.getpid()}")
-        self.runners = [DockerRunner(self.settings, engine=engine.url)]
-
-    @property
-    def runner(self) -> DockerRunner:
-        return self.runners[-1]
-
-    def restart_worker(self) -> None:
-        self.runners.append(DockerRunner(self.settings, engine=self.engine.url))
-
-    async def start(self, script: str) -> Handle:
-        argv = ["sh", "-c", f"touch /workspace/begun; {script}"]
-        handle = await self.runner.start(containers.spec(containers.BASE_IMAGE, argv, self.folder))
-
-        async def begun() -> bool:
-            with self.engine.client() as client:
-                return (
-                    await asyncio.to_thread(containers.file_in, client, handle.ref, "/workspace/begun")
-                    is not None
-                )
-
-        await containers.until(begun, "the attempt runs")
-        return handle
+#: Ends as the shim does at SIGTERM; and as one does that is not asked.
+SCRIPTS = ("trap 'exit 143' TERM; while :; do sleep 0.05; done", "exec sleep 600")
 
 
-@pytest.fixture
-async def place(image_files: Sequence[Path], tmp_path: Path) -> AsyncIterator[Place]:
-    async with parts.engine(image_files[:1]) as engine:
-        made = Place(engine, tmp_path)
+async def test_the_engines_end_is_not_the_attempts(image_files: Sequence[Path], tmp_path: Path) -> None:
+    settings = fixed_settings(host_name=f"ends-{tmp_path.name}-{os.getpid()}")
+    async with parts.engine(image_files) as engine:
+        with engine.client() as client:
+            image = next(tag for found in client.images.list() for tag in found.tags if "/shell:" in tag)
+        faults: dict[str, Callable[[], Awaitable[None]]] = {
+            "kill -9": engine.kill,
+            "restart in order": engine.parts["dockerd"].stop,
+            "power cut": engine.lose_power,
+        }
+        # one worker goes on, the other one is restarted as well
+        runner = DockerRunner(settings, engine=engine.url)
         try:
-            yield made
+            for name, fault in faults.items():
+                handles = [await _start(engine, runner, image, script, tmp_path) for script in SCRIPTS]
+                waiters = [asyncio.create_task(runner.wait(handle)) for handle in handles]
+                await fault()
+                await engine.start()
+                ends = await asyncio.gather(*waiters)
+                heir = DockerRunner(settings, engine=engine.url)
+                ends += await asyncio.gather(*(heir.wait(handle) for handle in handles))
+                for handle in handles:
+                    await heir.remove(handle)
+                await heir.close()
+                assert [end.host for end in ends] == [True] * 4, (name, ends)
+                assert not any(end.stopped or end.oom for end in ends), (name, ends)
         finally:
-            for runner in made.runners:
-                await runner.close()
+            await runner.close()
 
 
-@pytest.mark.parametrize("worker", ["goes on", "is restarted, too"])
-@pytest.mark.parametrize("fault", ["kill -9", "restart", "power cut"])
-async def test_the_engines_end_is_not_the_attempts(place: Place, fault: str, worker: str) -> None:
-    handles = [await place.start(script) for script in (POLITE, "exec sleep 600")]
-    waiters = [asyncio.create_task(place.runner.wait(handle)) for handle in handles]
-    if fault == "power cut":
-        await place.engine.lose_power()
-    elif fault == "kill -9":
-        await place.engine.kill()
-    else:
-        await place.engine.parts["dockerd"].stop()
-    if worker == "is restarted, too":
-        for waiter in waiters:
-            waiter.cancel()
-        await asyncio.gather(*waiters, return_exceptions=True)
-        await place.engine.start()
-        place.restart_worker()
-        waiters = [asyncio.create_task(place.runner.wait(handle)) for handle in handles]
-    else:
-        await place.engine.start()
-    ends = await asyncio.gather(*waiters)
-    assert [end.host for end in ends] == [True, True], ends
-    assert not any(end.stopped or end.oom for end in ends)
+async def _start(engine: parts.Engine, runner: DockerRunner, image: str, script: str, folder: Path) -> Handle:
+    argv = ["sh", "-c", f"touch /workspace/begun; {script}"]
+    handle = await runner.start(containers.spec(image, argv, folder))
 
+    async def begun() -> bool:
+        with engine.client() as client:
+            said = await asyncio.to_thread(containers.file_in, client, handle.ref, "/workspace/begun")
+        return said is not None
 
-async def test_a_container_that_somebody_kills_did_not_end_by_itself(place: Place) -> None:
-    handles = [await place.start("exec sleep 600") for _ in range(2)]
-    waiters = [asyncio.create_task(place.runner.wait(handle)) for handle in handles]
-    with place.engine.client() as client:
-        await asyncio.to_thread(client.api.kill, handles[0].ref)
-        await asyncio.to_thread(client.api.stop, handles[1].ref)
-    assert [end.host for end in await asyncio.gather(*waiters)] == [True, True]
-
-
-@pytest.mark.parametrize("code", [137, 143, 255])
-async def test_an_attempt_that_ends_with_such_a_code_itself_did_so(place: Place, code: int) -> None:
-    handle = await place.start(f"exit {code}")
-    assert await place.runner.wait(handle) == Exit(code=code, signal=code - 128 if code < 192 else None)
-    place.restart_worker()
-    assert not (await place.runner.wait(handle)).host
-
-
-async def test_our_own_stop_is_ours(place: Place) -> None:
-    handle = await place.start(POLITE)
-    await place.runner.stop(handle, 20)
-    assert await place.runner.wait(handle) == Exit(code=143, signal=15, stopped=True)
+    await containers.until(begun, "the attempt runs")
+    return handle

@@ -161,6 +161,44 @@ async def test_a_name_that_another_host_uses_is_an_error(host: Host) -> None:
 
 
 @pytest.mark.docker
+async def test_a_container_that_somebody_kills_did_not_end_by_itself(host: Host) -> None:
+    handles = [await host.runner.start(host.spec("exec sleep 600")) for _ in range(2)]
+    waiters = [asyncio.create_task(host.runner.wait(handle)) for handle in handles]
+    await asyncio.to_thread(host.client.api.kill, handles[0].ref)
+    await asyncio.to_thread(host.client.api.stop, handles[1].ref)
+    assert [end.host for end in await asyncio.gather(*waiters)] == [True, True]
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize("script", ["exit 137", "exit 143", "exit 255", "kill -KILL $$", "kill -TERM 1"])
+async def test_an_attempt_that_ends_as_if_killed_did_so_itself(host: Host, script: str) -> None:
+    handle = await host.runner.start(host.spec(script))
+    ended = await host.runner.wait(handle)
+    assert (ended.host, ended.stopped) == (False, False)
+    heir = DockerRunner(host.settings)
+    assert await heir.wait(handle) == ended
+    await heir.close()
+
+
+@pytest.mark.docker
+async def test_the_disk_of_every_attempt_is_told(host: Host) -> None:
+    big = "head -c 3000000 /dev/zero > /workspace/a; head -c 4000000 /dev/zero > ~/b; exec sleep 600"
+    one, other = [await host.runner.start(host.spec(script)) for script in (big, "exec sleep 600")]
+
+    async def weighed() -> bool:
+        found = await host.runner.workspace_bytes()
+        return found[one.attempt_id] >= 7_000_000 and found[other.attempt_id] < 1_000_000
+
+    await containers.until(weighed, "the files are counted")
+    stranger = DockerRunner(fixed_settings(host_name=f"{host.settings.host_name}-other"))
+    assert await stranger.workspace_bytes() == {}
+    await stranger.close()
+    # the engine answers one such question at a time
+    answers = await asyncio.gather(*(host.runner.workspace_bytes() for _ in range(4)))
+    assert all(set(answer) == {one.attempt_id, other.attempt_id} for answer in answers)
+
+
+@pytest.mark.docker
 async def test_closing_ends_all_threads_and_repeats(host: Host) -> None:
     handle = await host.runner.start(host.spec("exit 0"))
     await host.runner.wait(handle)
