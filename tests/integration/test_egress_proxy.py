@@ -484,6 +484,14 @@ async def test_this_host_s_own_addresses_are_refused_also_where_they_are_public(
     assert not module._is_ours(ipaddress.ip_address("2606:4700::1"))
 
 
+def test_no_socket_is_made_for_an_address_that_was_not_checked() -> None:
+    checked = module._Checked([ipaddress.ip_address("127.0.0.1")], any_host=False)
+    about = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+    checked.socket((*about, ("127.0.0.1", 80))).close()
+    with pytest.raises(OSError, match="not checked"):
+        checked.socket((*about, ("127.0.0.2", 80)))
+
+
 async def test_a_name_that_nobody_knows_is_no_refusal(tmp_path: Path) -> None:
     def unknown(name: str) -> Sequence[Address]:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
