@@ -354,7 +354,11 @@ def proxy_environment(token: str, port: str = PORT_PLACEHOLDER) -> dict[str, str
         ]
     )  # fmt: skip
     return {
-        **{name: url for scheme in ("http", "https") for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")},
+        **{
+            name: url
+            for scheme in ("http", "https")
+            for name in (f"{scheme}_proxy", f"{scheme.upper()}_PROXY")
+        },
         "no_proxy": direct,
         "NO_PROXY": direct,
         "npm_config_proxy": url,
