@@ -36,9 +36,10 @@ from rq.serializers import JSONSerializer
 from rq.worker import Worker
 
 from bot.config import Settings, fixed_settings
+from bot.limits import limits_for
 from bot.model import Job, JobState
-from bot.performer import size
-from bot.ports import ContainerSpec, Limits
+from bot.ports import ContainerSpec
+from bot.repo_config import LimitsConfig
 from runners import container_lock
 from runners.agents.registry import agent as agent_named
 from runners.docker import _checked_engine
@@ -93,13 +94,7 @@ class Plain:
             env={"CONDUCTOR_TOKEN": "bench"},
             socket_dir=self._folder / "run",
             mirror=self._folder / "mirror",
-            limits=Limits(
-                memory=size(settings.memory),
-                cpus=settings.cpus,
-                pids=settings.pids,
-                tmp=size(settings.tmp_size),
-                file=size(settings.file_size),
-            ),
+            limits=limits_for(settings, LimitsConfig()).container,
         )
         volumes = {
             container_lock.WORKSPACE: f"conductor-{attempt}-work",
