@@ -317,7 +317,6 @@ async def plant(
                     "listen": listen,
                     "runner": "docker",
                     "slots": 20,
-                    **dict.fromkeys(("limit_repository", "limit_user", "limit_user_hour", "limit_queued"), 0),
                     "memory": "256m",
                     "lease_seconds": 10,
                     "database_url": database.url,
