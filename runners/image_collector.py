@@ -1,15 +1,18 @@
 """Removes images of ours that nobody needs: unused for too long, or the longest unused while all take too much space.
 
-Never one that a container has, nor one that was used a short while ago: an attempt may be about to start from it.
+Never one that a container has, nor one that was used a short while ago: an attempt may be about to start from it. When
+an image was last used is kept by the engine: it is when it last got its name (``ImageBuilder.note_use``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import requests
@@ -19,7 +22,6 @@ from docker.errors import APIError, DockerException, NotFound
 
 from bot.errors import InfrastructureError
 from bot.images import AGENT_LABEL, BUILD_LABEL, CAPABILITIES_LABEL, OWNER_LABEL
-from runners.image_uses import ImageUses
 
 if TYPE_CHECKING:
     import docker
@@ -55,7 +57,6 @@ class ImageCollector:
     def __init__(
         self,
         connect: Callable[[], docker.DockerClient],
-        uses: ImageUses,
         *,
         max_age: float,
         max_disk: int,
@@ -63,7 +64,6 @@ class ImageCollector:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._connect = connect
-        self._uses = uses
         self._max_age = max_age
         self._max_disk = max_disk
         self._label = label
@@ -102,24 +102,25 @@ class ImageCollector:
         busy = {found["ImageID"] for found in client.api.containers(all=True)}
         found = []
         history: Callable[[str], list[dict[str, Any]]] = client.api.history
-        ours = client.api.images(filters={"label": self._label})
-        for image in ours:
+        inspect: Callable[[str], dict[str, Any]] = client.api.inspect_image
+        for image in client.api.images(filters={"label": self._label}):
             names = [name for name in image.get("RepoTags") or [] if name != "<none>:<none>"]
             labels = image.get("Labels") or {}
-            created = float(image["Created"])
-            for name in names or [""]:
-                held = HeldImage(
-                    id=image["Id"],
-                    name=name,
-                    agent=labels.get(AGENT_LABEL, "") if name else "",
-                    capabilities=labels.get(CAPABILITIES_LABEL, ""),
-                    repository=labels.get(OWNER_LABEL, ""),
-                    size=int(image["Size"]),
-                    used=max(created, (self._uses.last(name) or 0.0) if name else 0.0),
-                    busy=image["Id"] in busy,
-                )
-                with contextlib.suppress(NotFound):  # removed meanwhile
-                    found.append(_Entry.of(held, history(image["Id"])))
+            with contextlib.suppress(NotFound):  # removed meanwhile
+                named = _time(inspect(image["Id"])["Metadata"]["LastTagTime"])
+                steps = history(image["Id"])
+                for name in names or [""]:
+                    held = HeldImage(
+                        id=image["Id"],
+                        name=name,
+                        agent=labels.get(AGENT_LABEL, "") if name else "",
+                        capabilities=labels.get(CAPABILITIES_LABEL, ""),
+                        repository=labels.get(OWNER_LABEL, ""),
+                        size=int(image["Size"]),
+                        used=max(float(image["Created"]), named),
+                        busy=image["Id"] in busy,
+                    )
+                    found.append(_Entry.of(held, steps))
         return sorted(found, key=lambda entry: (-entry.image.used, entry.image.name, entry.image.id))
 
     def _collect(self, client: docker.DockerClient, everything: bool) -> list[HeldImage]:
@@ -140,8 +141,6 @@ class ImageCollector:
             if image.busy or needed or not due:
                 continue
             if _remove(client, image):
-                if image.name:
-                    self._uses.forget(image.name)
                 held.remove(entry)
                 removed.append(image)
                 _log.info("image_removed", image=image.name or image.id, old=old, full=full, bytes=image.size)
@@ -167,6 +166,13 @@ class _Entry:
             frozenset((int(step["Created"]), str(step["CreatedBy"]), int(step["Size"])) for step in history),
             frozenset(str(step["Id"]) for step in history[1:]),
         )
+
+
+def _time(text: str) -> float:
+    """Seconds since the epoch; 0 for an image that never had a name."""
+    # the engine tells nanoseconds, and for never the year 1
+    stamp = datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", text).replace("Z", "+00:00"))
+    return stamp.timestamp() if stamp.year > 1 else 0.0
 
 
 def _total(entries: Iterable[_Entry]) -> int:

@@ -123,6 +123,22 @@ class ImageBuilder:
         tag = image_tag(spec)
         return await self.builds.once(tag, lambda tell: self._provide(spec, tag, tell), on_line)
 
+    async def note_use(self, tag: str) -> None:
+        """Let the engine remember that the image ``tag`` is used now: giving it its name again sets its time.
+
+        Kept by the engine, so that all workers which share it see the same. Raises InfrastructureError.
+        """
+        repository, _, version = tag.rpartition(":")
+
+        def name() -> None:
+            with contextlib.closing(self._connect()) as client:
+                client.api.tag(tag, repository, version)
+
+        try:
+            await asyncio.to_thread(name)
+        except _ENGINE_TROUBLE as error:
+            raise _unreachable(error) from error
+
     async def keep_home(self, container: str, image: str, tag: str, labels: Mapping[str, str]) -> str:
         """Make the image ``tag``: ``image`` and the home folder of ``container`` as it was left; the id.
 

@@ -18,7 +18,6 @@ from bot.ports import Agent, Runner
 from bot.repo_config import LimitsConfig
 from runners.builds import LineCallback
 from runners.gateway.server import Gateway
-from runners.image_uses import ImageUses
 from runners.setup import SetupFailed, SetupRoom
 
 SHIM = Path(__file__).with_name("shim.py")
@@ -85,10 +84,8 @@ class AgentImages:
             locks=folder / "images" / "locks",
         )
         self._table = known_capabilities(settings.image_capabilities)
-        self._uses = ImageUses(folder / "images" / "used")
         self.collector = ImageCollector(
             docker.from_env,
-            self._uses,
             max_age=settings.image_max_age * 86400,
             max_disk=size(settings.image_max_disk),
         )
@@ -118,12 +115,12 @@ class AgentImages:
             agent.name, agent.version, needs.capabilities, self._table, agent.installation
         )
         image = await self._builder.ensure(spec, log)
-        self._uses.note(image_tag(spec))
+        await self._builder.note_use(image_tag(spec))
         if not needs.setup:
             return image
         tag = setup_tag(spec, needs)
         image = await self._builder.builds.once(tag, lambda tell: self._set_up(image, spec, needs, tell), log)
-        self._uses.note(tag)
+        await self._builder.note_use(tag)
         return image
 
     async def _set_up(self, image: str, spec: ImageSpec, needs: ImageNeeds, tell: LineCallback) -> str:

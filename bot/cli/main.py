@@ -10,6 +10,7 @@ import click
 
 from bot import __version__
 from bot.cli.costs import costs
+from bot.cli.images import images
 from bot.cli.jobs import jobs
 from bot.cli.run import config_option, everything, fail, run_until_signal, settings_from
 from bot.database import create_engine, redacted_url, upgrade
@@ -137,4 +138,5 @@ def demo(agent: str, runner: str, keep: bool) -> None:
 
 
 main.add_command(costs)
+main.add_command(images)
 main.add_command(jobs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from docker.errors import ImageNotFound
 from bot.errors import InfrastructureError
 from bot.images import AGENT_LABEL, OWNER_LABEL
 from runners.image_collector import SPARED, ImageCollector
-from runners.image_uses import ImageUses
+from runners.images import ImageBuilder
 from tests import containers
 
 pytestmark = pytest.mark.docker
@@ -27,45 +26,48 @@ MB = 1_000_000
 
 
 class Shelf:
-    """Images of one test, and the collector that sees only those."""
+    """Images of one test, used in the order in which they are made, and the collector that sees only those."""
 
     def __init__(self, folder: Path) -> None:
+        del folder
         self.client = containers.engine()
         self.mark = f"test-{uuid.uuid4().hex}"
-        self.uses = ImageUses(folder / "used")
-        self.now = time.time()
+        self.builder = ImageBuilder(base=containers.BASE_IMAGE, shim=b"")
 
-    def make(self, name: str, size: int, base: str = "", *, used: float = 0.0, **labels: str) -> str:
-        """An image that adds ``size`` bytes to ``base``, last used ``used`` seconds ago."""
-        tag = f"agent-conductor-test/{self.mark}:{name}" if name else None
+    async def make(self, name: str, size: int, base: str = "", **labels: str) -> str:
+        """An image that adds ``size`` bytes to ``base``; without a name as builds leave it behind."""
+        tag = self.name(name) if name else None
         lines = [f"FROM {self.name(base) if base else containers.BASE_IMAGE}"]
         # the word keeps the engine from using an earlier build again
         lines.append(f"RUN : {self.mark} {name}; head -c {size} /dev/urandom > /{name or 'nameless'}")
         lines.append(f"LABEL {self.mark}=1 " + " ".join(f"{key}={value}" for key, value in labels.items()))
-        image, _ = self.client.images.build(
-            fileobj=io.BytesIO("\n".join(lines).encode()), tag=tag, rm=True, network_mode="none"
+        image, _ = await asyncio.to_thread(
+            self.client.images.build,
+            fileobj=io.BytesIO("\n".join(lines).encode()),
+            tag=tag,
+            rm=True,
+            network_mode="none",
         )
-        if tag:
-            self.use(name, used)
         return str(image.id)
 
     def name(self, name: str) -> str:
         return f"agent-conductor-test/{self.mark}:{name}"
 
-    def use(self, name: str, ago: float) -> None:
-        """Note that it was used ``ago`` seconds before now; the clock is set so far ahead of its creation."""
-        self.uses.note(self.name(name))
-        stamp = self.now + 100 * DAY - ago
-        os.utime(self.uses._file(self.name(name)), (stamp, stamp))
+    async def use(self, name: str) -> float:
+        """Use it now; a moment after that, in seconds since the epoch."""
+        await self.builder.note_use(self.name(name))
+        return time.time()
 
-    def collector(self, *, max_age: float = 30 * DAY, max_disk: int = 1 << 40) -> ImageCollector:
+    def collector(
+        self, *, max_age: float = 30 * DAY, max_disk: int = 1 << 40, now: float | None = None
+    ) -> ImageCollector:
+        """By default a day has passed since all of them were used."""
         return ImageCollector(
             docker.from_env,
-            self.uses,
             max_age=max_age,
             max_disk=max_disk,
             label=f"{self.mark}=1",
-            now=lambda: self.now + 100 * DAY,
+            now=lambda: time.time() + DAY if now is None else now,
         )
 
     def there(self) -> set[str]:
@@ -96,31 +98,33 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
 
 
 async def test_what_was_unused_for_long_goes(shelf: Shelf) -> None:
-    shelf.make("old", MB, used=31 * DAY)
-    shelf.make("young", MB, used=29 * DAY)
-    shelf.make("never-noted", MB)
-    shelf.uses.forget(shelf.name("never-noted"))  # its creation counts: 100 days ago
-    removed = await shelf.collector().collect()
-    assert {image.name for image in removed} == {shelf.name("old"), shelf.name("never-noted")}
+    for name in ("old", "young", "older"):
+        await shelf.make(name, MB)
+    between = await shelf.use("old")
+    await shelf.use("young")
+    collector = shelf.collector(now=between + 30 * DAY)
+    assert await shelf.collector(now=between + 29 * DAY).collect() == []
+    removed = await collector.collect()
+    assert {image.name for image in removed} == {shelf.name("old"), shelf.name("older")}
     assert shelf.there() == {"young"}
-    assert shelf.uses.last(shelf.name("old")) is None
-    assert await shelf.collector().collect() == []
+    assert await collector.collect() == []
 
 
 async def test_the_longest_unused_go_until_the_rest_fits(shelf: Shelf) -> None:
     for number in range(1, 5):
-        shelf.make(f"day{number}", 5 * MB, used=number * DAY)
+        await shelf.make(f"image{number}", 5 * MB)
+    await shelf.use("image1")  # the first one is the last that was used
     base = await shelf.collector().disk() - 20 * MB
     assert 0 < base < 500 * MB, "the layers of the base image count once"
     removed = await shelf.collector(max_disk=base + 11 * MB).collect()
-    assert [image.name for image in removed] == [shelf.name("day4"), shelf.name("day3")]
-    assert shelf.there() == {"day1", "day2"}
+    assert [image.name for image in removed] == [shelf.name("image2"), shelf.name("image3")]
+    assert shelf.there() == {"image1", "image4"}
 
 
 async def test_what_images_share_counts_once(shelf: Shelf) -> None:
-    shelf.make("below", 20 * MB, used=3 * DAY)
-    shelf.make("one", MB, base="below", used=DAY)
-    shelf.make("two", MB, base="below", used=2 * DAY)
+    await shelf.make("below", 20 * MB)
+    await shelf.make("one", MB, base="below")
+    await shelf.make("two", MB, base="below")
     disk = await shelf.collector().disk()
     sizes = [image.size for image in await shelf.collector().images()]
     assert sum(sizes) > disk + 40 * MB
@@ -128,8 +132,8 @@ async def test_what_images_share_counts_once(shelf: Shelf) -> None:
 
 
 async def test_an_image_that_a_container_has_stays(shelf: Shelf) -> None:
-    image = shelf.make("busy", MB, used=50 * DAY)
-    shelf.make("idle", MB, used=40 * DAY)
+    image = await shelf.make("busy", MB)
+    await shelf.make("idle", MB)
     made = shelf.client.api.create_container(image, "true", labels={shelf.mark: "1"})
     removed = await shelf.collector(max_disk=0).collect()
     assert [gone.name for gone in removed] == [shelf.name("idle")]
@@ -137,49 +141,56 @@ async def test_an_image_that_a_container_has_stays(shelf: Shelf) -> None:
     (held,) = await shelf.collector().images()
     assert held.busy
     shelf.client.api.remove_container(made["Id"])
-    assert len(await shelf.collector().collect()) == 1
+    assert len(await shelf.collector(max_disk=0).collect()) == 1
 
 
 async def test_an_image_that_an_attempt_may_be_starting_from_stays(shelf: Shelf) -> None:
-    shelf.make("starting", MB, used=SPARED - 60)
-    shelf.make("idle", MB, used=SPARED + 60)
-    removed = await shelf.collector(max_disk=0).collect()
+    await shelf.make("idle", MB)
+    await shelf.make("starting", MB)
+    between = await shelf.use("idle")
+    await shelf.use("starting")
+    removed = await shelf.collector(max_disk=0, now=between + SPARED).collect()
     assert [gone.name for gone in removed] == [shelf.name("idle")]
     assert shelf.there() == {"starting"}
 
 
 async def test_an_image_that_others_are_built_on_goes_after_them(shelf: Shelf) -> None:
-    shelf.make("below", MB, used=40 * DAY)
-    shelf.make("above", MB, base="below", used=DAY, **{AGENT_LABEL: "shell", OWNER_LABEL: "7"})
-    assert await shelf.collector().collect() == [], "it keeps its name, whatever its age"
-    shelf.use("above", 40 * DAY)
-    removed = await shelf.collector().collect()
-    assert [image.name for image in removed] == [shelf.name("above"), shelf.name("below")]
+    await shelf.make("below", MB)
+    await shelf.make("above", MB, base="below", **{AGENT_LABEL: "shell", OWNER_LABEL: "7"})
+    between = await shelf.use("below")
+    last = await shelf.use("above")
+    assert await shelf.collector(now=between + 30 * DAY).collect() == [], (
+        "it keeps its name, whatever its age"
+    )
+    # as an attempt uses them: first the one below
+    removed = await shelf.collector(now=last + 31 * DAY).collect()
+    assert [image.name for image in removed] == [shelf.name("above")]
     assert (removed[0].agent, removed[0].repository) == ("shell", "7")
+    assert [image.name for image in await shelf.collector(now=last + 31 * DAY).collect()] == [
+        shelf.name("below")
+    ]
     assert shelf.there() == set()
 
 
 async def test_what_builds_leave_behind_goes_first(shelf: Shelf) -> None:
-    nameless = shelf.make("", 5 * MB)
-    shelf.make("named", MB, used=50 * DAY)
+    await shelf.make("named", MB)
+    nameless = await shelf.make("", 5 * MB)
     disk = await shelf.collector().disk()
-    removed = await shelf.collector(max_age=1000 * DAY, max_disk=disk - MB).collect()
+    removed = await shelf.collector(max_disk=disk - MB).collect()
     assert [(image.id, image.name) for image in removed] == [(nameless, "")]
     assert shelf.there() == {"named"}
 
 
 async def test_everything_that_is_not_in_use_can_be_asked_for(shelf: Shelf) -> None:
-    shelf.make("fresh", MB, used=0.0)
-    assert len(await shelf.collector().collect(everything=True)) == 1
+    await shelf.make("fresh", MB)
+    await shelf.use("fresh")
+    assert len(await shelf.collector(now=time.time()).collect(everything=True)) == 1
     assert shelf.there() == set()
 
 
-async def test_an_engine_that_is_not_there_is_explained(tmp_path: Path) -> None:
-    collector = ImageCollector(
-        lambda: docker.DockerClient(base_url="tcp://127.0.0.1:9"),
-        ImageUses(tmp_path),
-        max_age=1,
-        max_disk=1,
-    )
+async def test_an_engine_that_is_not_there_is_explained() -> None:
+    nobody = lambda: docker.DockerClient(base_url="tcp://127.0.0.1:9")  # noqa: E731
     with pytest.raises(InfrastructureError, match="images cannot be looked at"):
-        await asyncio.wait_for(collector.collect(), 60)
+        await ImageCollector(nobody, max_age=1, max_disk=1).collect()
+    with pytest.raises(InfrastructureError, match="does not do its work"):
+        await ImageBuilder(nobody, base="x", shim=b"").note_use("a:b")
