@@ -130,15 +130,28 @@ async def test_a_limit_is_never_passed_however_many_hosts_ask(engine: AsyncEngin
     engines = [create_engine(database_url) for _ in range(4)]
     stores = [Store(one, limits) for one in engines]
     try:
-        await add(stores[0], *(job(f"j{n}", repo=10 + n % 3, user=n % 2, number=n + 1) for n in range(40)))
-        claims = await asyncio.gather(*(stores[n % 4].claim_next(f"h{n}") for n in range(40)))
-        running = [claim[0] for claim in claims if claim]
-        assert len(running) == 9  # three in each of three repositories; ten are allowed for two people
-        for key in (10, 11, 12):
-            assert sum(one.repo.id == key for one in running) == 3
-        for user in (0, 1):
-            assert sum(one.trigger.actor.id == user for one in running) <= 5
-        assert len({one.id for one in running}) == 9
+        for turn in range(5):
+            # hosts of different kinds reach for different jobs at the same moment, and for the same limit
+            numbers = range(turn * 40 + 1, turn * 40 + 41)
+            kinds = ("", "a", "b", "c")
+            await add(
+                stores[0],
+                *(job(f"j{n}", repo=10 + n % 3, user=n % 2, queue=kinds[n // 3 % 4]) for n in numbers),
+            )
+            claims = await asyncio.gather(
+                *(stores[n % 4].claim_next(f"h{n}", {kinds[n % 4]} - {""}) for n in range(40))
+            )
+            running = [claim[0] for claim in claims if claim]
+            assert (
+                len({one.id for one in running}) == len(running) == 9
+            )  # three in each of three repositories
+            for repo in (10, 11, 12):
+                assert sum(one.repo.id == repo for one in running) == 3
+            for user in (0, 1):
+                assert sum(one.trigger.actor.id == user for one in running) <= 5
+            for one in await stores[0].active_jobs():
+                ending = [JobState.queued, JobState.running]
+                assert await stores[0].move(one.id, JobState.cancelled, expected=ending)
     finally:
         for one in engines:
             await one.dispose()

@@ -1,0 +1,79 @@
+"""The repository's configuration as it is read from GitHub: from the default branch, and only a sane file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bot.errors import GitHubUnavailable
+from bot.facts import FactFinder
+from bot.github import GitHub
+from bot.github_transport import Patience
+from bot.model import Repo
+from bot.repo_config import MAX_BYTES, PATH, RepoConfig, RepoConfigError
+from bot.sandbox.faults import Fault
+from bot.sandbox.sandbox import Sandbox
+
+
+@asynccontextmanager
+async def reader(tmp_path: Path, **files: str | bytes) -> AsyncIterator[tuple[Sandbox, FactFinder, Repo]]:
+    """A repository with these files on its default branch, and who reads it."""
+    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
+        await sandbox.create_repo("acme/thing", files={"README.md": "x\n"} | files)
+        repository = sandbox.world.repository("acme", "thing")
+        repo = Repo(owner="acme", name="thing", id=repository.id, installation_id=sandbox.installation_id)
+        key = Path(sandbox.private_key_path).read_text()
+        async with GitHub(sandbox.url, str(sandbox.app_id), key, patience=Patience(tries=1)) as github:
+            yield sandbox, FactFinder(github), repo
+        assert [str(problem) for problem in sandbox.problems] == []
+
+
+async def test_without_a_file_there_are_the_defaults(tmp_path: Path) -> None:
+    async with reader(tmp_path) as (_, facts, repo):
+        assert await facts.repo_config(repo) == RepoConfig()
+
+
+async def test_the_default_branch_alone_counts(tmp_path: Path) -> None:
+    async with reader(tmp_path, **{PATH: "agent: codex\n"}) as (sandbox, facts, repo):
+        sandbox.set_role("acme/thing", "maria", "write")
+        await sandbox.as_user("maria").push_commit("acme/thing", "other", {PATH: "agent: evil\n"})
+        assert (await facts.repo_config(repo)).agent == "codex"
+        # and what is new there is seen at once, whatever was read before
+        await sandbox.as_user("maria").push_commit("acme/thing", "main", {PATH: "agent: claude\n"})
+        assert (await facts.repo_config(repo)).agent == "claude"
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({PATH: "agent: [1\n"}, "line 2, column 1"),
+        ({PATH: "agnet: codex\n"}, "line 1, column 1: `agnet` is not known"),
+        ({PATH: "# " + "x" * MAX_BYTES}, "larger than 64 KiB"),
+        (
+            {PATH: "# " + "x" * 2_000_000},
+            "larger than 64 KiB",
+        ),  # GitHub leaves the content of such a file out
+        ({PATH: b"agent: \xff\xfe\n"}, "it is not text in UTF-8"),
+        ({f"{PATH}/inner.yml": "agent: codex\n"}, "it is not a plain file"),
+        ({PATH: "needs: [c++]\n"}, "needs"),  # "+" joins the names of several needs
+        ({PATH: f"needs: [{'x' * 31}]\n"}, "needs"),
+        ({PATH: "needs: [a, b, c, d, e, f, g]\n"}, "needs"),
+    ],
+)
+async def test_what_cannot_be_used_is_told(tmp_path: Path, files: dict[str, str | bytes], says: str) -> None:
+    async with reader(tmp_path, **files) as (_, facts, repo):
+        with pytest.raises(RepoConfigError) as caught:
+            await facts.repo_config(repo)
+        assert says in str(caught.value)
+        assert "default branch" in str(caught.value)
+
+
+async def test_a_github_that_does_not_answer_is_no_missing_file(tmp_path: Path) -> None:
+    """Else a job would run without the limits that its repository sets."""
+    async with reader(tmp_path, **{PATH: "agent: codex\n"}) as (sandbox, facts, repo):
+        sandbox.faults.add(Fault(path=r"/contents/", status=502, times=None))
+        with pytest.raises(GitHubUnavailable):
+            await facts.repo_config(repo)
