@@ -42,7 +42,6 @@ from bot.model import (
     JobState,
     Phase,
     TargetKind,
-    Usage,
 )
 from bot.network import proxy_environment, rules_for
 from bot.ports import Agent, ContainerSpec, Exit, Runner, Turn
@@ -56,6 +55,7 @@ from bot.results import HINTS, Verdict, judge
 from bot.scales import Scales
 from bot.scheduling import Scheduler
 from bot.store import Store, usage_columns
+from bot.submodule_finder import Found, SubmoduleFinder, note_for_agents, note_for_people
 from bot.terms import Terms
 from bot.watch import GRACE, Cause, Ending, TurnWatch
 from runners import quarantine, work
@@ -99,9 +99,10 @@ class Workshop:
     images: Images
     gateway: Gateway
     mirrors: Mirrors
+    submodules: SubmoduleFinder
     keeper: Keeper
     scales: Scales
-    presets: PresetSource
+    presets: PresetSource | None  # None: attempts have this machine's own network, and need no proxy
 
 
 class Performer:
@@ -120,6 +121,9 @@ class Performer:
         story = _Attempt(self._workshop, job, attempt, stop)
         try:
             await self._tell(story)
+            if not story.parked:
+                # while the gateway still listens to it: its shim ends when its last report was taken
+                await story.put_container_away()
         except StaleAttempt as error:
             log.warning("a newer attempt owns the job", error=str(error))
         finally:
@@ -196,7 +200,7 @@ class _Attempt:
             ending = Ending(cause=Cause.outcome, outcome=outcome)
         else:
             ending = await self._run_turn(desk)
-        usage = self._usage(desk)
+        usage = desk.usage()
         await self.host.store.note(
             self.job.id, fence=self.attempt.fence, blocked=dict(desk.blocked), **usage_columns(usage)
         )
@@ -258,7 +262,9 @@ class _Attempt:
         await self._enter(Phase.publish)
         await self.host.store.set_attempt(self.attempt, AttemptState.publishing)
         changed = await self.host.publisher.check(self.job, desk.quarantine, outcome)
-        self.job = self.job.evolve(summary=verdict.result.summary or verdict.result.title)
+        summary = verdict.result.summary or verdict.result.title
+        missing = note_for_people(desk.terms.missing)
+        self.job = self.job.evolve(summary=f"{summary}\n\n{missing}".strip() if missing else summary)
         if changed:
             self.job = await self.host.publisher.publish(
                 self.job, self.attempt, desk.quarantine, outcome, verdict.result
@@ -274,7 +280,7 @@ class _Attempt:
         if await host.facts.branch_sha(job.repo, job.branch) != job.head_sha:
             return False
         if job.target is TargetKind.issue:
-            number = await host.reporter.pull_request(job, title=job.title, base=job.base or "")
+            number = await host.publisher.open_pull(job, title=job.title)
             await host.store.note(job.id, fence=self.attempt.fence, pull_number=number)
             self.job = job.evolve(pull_number=number)
         return True
@@ -294,13 +300,14 @@ class _Attempt:
                 return desk
             desk.close()  # nobody knows how far that one came: all of it may be done once more
         await self._enter(Phase.workspace)
-        needs = ImageNeeds(capabilities=self.config.image.capabilities)
+        needs = ImageNeeds(capabilities=self._capabilities)
         # neither needs the other
         making = self.image = asyncio.create_task(
             host.images.ensure(self.agent, needs, log=self._tell_line), name=f"image {self.agent.name}"
         )
         mirror = await self._fetch()
-        terms = self._terms(await self._rules(await self._made(making)))
+        submodules = await self._submodules(mirror)
+        terms = self._terms(await self._rules(await self._made(making)), submodules)
         desk = self.desk = Desk.create(self.directory, attempt_id=self.attempt.id, mirror=mirror, terms=terms)
         await quarantine.create(desk.quarantine, mirror, max_input_bytes=host.settings.max_push_bytes)
         await host.keeper.bring_session(self.job, desk)
@@ -310,6 +317,8 @@ class _Attempt:
 
     async def _rules(self, image: str) -> tuple[str, ...]:
         """Where the job may go: what the image's package managers need, and what its repository may add."""
+        if self.host.presets is None:
+            return ()
         rules = rules_for(self.host.settings, self.config.network, await self.host.presets.of(image))
         for entry in (*rules.refused, *rules.unknown_presets):
             self._tell_line(
@@ -317,7 +326,7 @@ class _Attempt:
             )
         return rules.allow
 
-    def _terms(self, allow: tuple[str, ...]) -> Terms:
+    def _terms(self, allow: tuple[str, ...], submodules: Found) -> Terms:
         job = self.job
         return Terms(
             agent=job.agent,
@@ -330,7 +339,33 @@ class _Attempt:
             budget_thread=self.config.budget.thread,
             budget_repository_day=self.config.budget.day,
             model=job.model,
+            lfs=self.config.checkout.lfs,
+            repository=job.repo.full_name,
+            installation_id=job.repo.installation_id,
+            submodules=tuple(submodules.submodules),
+            missing=tuple(submodules.missing),
         )
+
+    @property
+    def _capabilities(self) -> tuple[str, ...]:
+        """What the image must hold besides the agent."""
+        asked = self.config.image.capabilities
+        return (*asked, "git-lfs") if self.config.checkout.lfs else asked
+
+    async def _submodules(self, mirror: Path) -> Found:
+        """What there is of the repository's submodules, when it wants them."""
+        job = self.job
+        if not self.config.checkout.submodules or not job.base_sha:
+            return Found()
+        declared_at = job.base_sha
+        if job.target is TargetKind.pull_request:
+            declared_at = await self.host.mirrors.resolve(mirror, f"refs/heads/{job.base}")
+        found = await self.host.submodules.find(
+            job, mirror, attempt=self.attempt.id, declared_at=declared_at, tree=job.base_sha
+        )
+        for sentence in found.missing:
+            self._tell_line(f"submodule {sentence}")
+        return found
 
     async def _fetch(self) -> Path:
         host, repo = self.host, self.job.repo
@@ -339,7 +374,9 @@ class _Attempt:
             pull = await host.facts.pull(repo, self.job.number)
             branch, base = pull.head_ref, pull.base_ref
         else:
-            branch = self.job.branch or branch_for(self.job.number, self.job.title, self.job.id)
+            branch = self.job.branch or branch_for(
+                self.job.number, host.redactor.text(self.job.title), self.job.id
+            )
             base = self.job.base or await host.facts.default_branch(repo)
         token = await host.github.token(
             repo.installation_id, repository_id=repo.id, permissions=READ_PERMISSIONS
@@ -412,11 +449,11 @@ class _Attempt:
     async def _image(self, desk: Desk) -> str:
         """The image of this job: with what its repository needs, and with its set-up steps done."""
         host, asked = self.host, self.config.image
-        needs = ImageNeeds(capabilities=asked.capabilities)
+        needs = ImageNeeds(capabilities=self._capabilities)
         if asked.setup and desk.mirror is not None:
             default = await host.facts.default_branch(self.job.repo)
             needs = ImageNeeds(
-                capabilities=asked.capabilities,
+                capabilities=self._capabilities,
                 setup=asked.setup,
                 repository=self.job.repo.id,
                 mirror=desk.mirror,
@@ -446,6 +483,9 @@ class _Attempt:
         session = await host.store.session(job.thread_id, job.agent) if desk.session_tar.exists() else None
         bundle = await work.describe(desk.work)
         prompt = self._prompt(number, resumes=session is not None, work=bundle is not None)
+        if number == 1 and self.agent.llm is not None:
+            note = note_for_agents(desk.terms.submodules, desk.terms.missing)
+            prompt = f"{prompt}\n\n{note}" if note else prompt
         seconds = max(1, round((self.attempt.deadline - datetime.now(UTC)).total_seconds()))
         turn = Turn(
             number=number,
@@ -459,13 +499,13 @@ class _Attempt:
             command = self.agent.command(turn, gateway="{gateway}", token=desk.token)
         except ConductorError as error:
             raise JobFailed(Phase.start, FailureKind.configuration, error.message, error.hint) from error
-        environment = proxy_environment(desk.token) | dict(command.env)
+        proxy = proxy_environment(desk.token) if host.presets else {}
         identity = await host.github.identity()
         on_pull = job.target is TargetKind.pull_request
         desk.give(
             {
                 "number": number,
-                "command": asdict(command) | {"env": environment},
+                "command": asdict(command) | {"env": proxy | dict(command.env)},
                 "timeout": seconds,
                 "checkout": {
                     "base_sha": job.base_sha,
@@ -473,6 +513,8 @@ class _Attempt:
                     "restore": list(AGENT_FILES) if on_pull else [],
                     **({"restore_from": await self._base_of_pull(desk)} if on_pull else {}),
                     **({"work": bundle.head} if bundle else {}),
+                    **({"lfs": True} if desk.terms.lfs else {}),
+                    **({"submodules": [one.model_dump() for one in desk.terms.submodules]} if desk.terms.submodules else {}),
                 },
                 "session_paths": list(self.agent.session_paths),
                 "commit": {
@@ -636,6 +678,8 @@ class _Attempt:
         host = self.host
         asked = job.asked_at or datetime.now(UTC)
         if datetime.now(UTC) - asked >= timedelta(seconds=host.settings.hibernate_after):
+            desk = await self._prepare()
+            desk.finish()
             # said before the container goes: whoever finds a hibernated job's container removes it
             await host.store.note(job.id, fence=self.attempt.fence, hibernated=True)
             log.info("hibernated")
@@ -666,7 +710,7 @@ class _Attempt:
         message = self.host.redactor.text(words)
         if desk is not None:
             desk.finish()
-            self.job = self.job.evolve(usage=self._usage(desk))
+            self.job = self.job.evolve(usage=desk.usage())
             if state is not JobState.succeeded:
                 finished = desk.outcome_now(desk.turns_given) is not None
                 await self.host.keeper.keep_work(self.job, desk, finished=finished)
@@ -694,6 +738,10 @@ class _Attempt:
         # what fails here is told later: housekeeping looks for ends that were not reported
         await self._report(self.host.reporter.finished(self.job, also_on=self.job.base_sha))
 
+    async def put_container_away(self) -> None:
+        """Remove the container; what cannot be removed now is the janitor's."""
+        await self._report(self._remove_container())
+
     async def leave(self) -> None:
         """Close what this process holds open; nothing is removed."""
         await self.progress.close("sticky", "check", "started")
@@ -707,7 +755,7 @@ class _Attempt:
     async def clean_up(self) -> None:
         """Remove what the attempt left on this host, then let the next jobs go."""
         host = self.host
-        await self._report(self._remove_container())
+        await self.put_container_away()
         host.mirrors.release(self.attempt.id)
         await asyncio.to_thread(_remove_tree, self.directory)
         await host.store.set_attempt(self.attempt, AttemptState.ended)
@@ -718,12 +766,6 @@ class _Attempt:
             if found.attempt_id == self.attempt.id:
                 await self.host.runner.stop(found, GRACE)
                 await self.host.runner.remove(found)
-
-    def _usage(self, desk: Desk) -> Usage:
-        total = Usage()
-        for used in desk.usage_by_model():
-            total += used.usage
-        return total
 
     async def _set_attempt(self, state: AttemptState) -> None:
         await self.host.store.set_attempt(self.attempt, state)

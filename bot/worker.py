@@ -17,6 +17,8 @@ from bot.github import GitHub
 from bot.janitor import Janitor
 from bot.keeper import Keeper
 from bot.ledger import Ledger
+from bot.lfs_publisher import LfsPublisher
+from bot.limits import size_bytes
 from bot.performer import Performer, Workshop
 from bot.policy import Limits
 from bot.publisher import Publisher
@@ -27,13 +29,17 @@ from bot.scales import Scales
 from bot.scheduling import Scheduler
 from bot.shelf import Shelf
 from bot.store import Store
+from bot.submodule_finder import SubmoduleFinder
 from runners.backends import create_runner
 from runners.gateway.egress import Egress
 from runners.gateway.git import GitRoute
+from runners.gateway.lfs import LfsRoute
 from runners.gateway.llm import LlmProxy
 from runners.gateway.server import Gateway
+from runners.lfs_remote import LfsRemote
+from runners.lfs_store import ObjectCache
 from runners.mirrors import Mirrors
-from runners.presets import ImagePresets, OwnPresets
+from runners.presets import ImagePresets
 from runners.provision import create_images
 from runners.supervisor import Slots, Supervisor
 from runners.worker import QueueThread
@@ -45,25 +51,39 @@ log = structlog.get_logger(__name__)
 async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Supervisor]:
     """Take and carry out jobs while the block runs. Containers go on when it ends; the next process adopts them."""
     settings.require("github_app_id", "github_private_key", "redis_url")
+    github = GitHub.from_settings(settings, on_token=redactor.add)
     engine = create_engine(settings.sql_url)
     dispatcher = Dispatcher(settings.redis_url)
     runner = create_runner(settings.runner, settings)
     llm = LlmProxy(settings, Ledger(engine))
-    git = GitRoute(max_push_bytes=settings.max_push_bytes)
+    lfs_remote = LfsRemote(settings.github_url)
+    lfs = LfsRoute(
+        cache=ObjectCache(settings.data_dir / "lfs", limit=size_bytes(settings.lfs_cache_disk)),
+        remote=lfs_remote,
+        token=lambda installation, repository: _read_token(github, installation, repository),
+        max_object_bytes=settings.lfs_max_file_bytes,
+        max_new_bytes=settings.lfs_max_push_bytes,
+    )
+    git = GitRoute(max_push_bytes=settings.max_push_bytes, lfs=lfs)
     gateway = Gateway({"git": git.serve, "llm": llm.serve}, egress=Egress.from_settings(settings))
     images = create_images(settings, runner, gateway)
     try:
         await upgrade(engine)
         await dispatcher.ping()
         await runner.check()
-        async with GitHub.from_settings(settings, on_token=redactor.add) as github:
+        async with github:
             store = Store(engine, Limits.of(settings))
             scheduler = Scheduler(store, dispatcher)
             mirrors = Mirrors(settings.data_dir / "mirrors")
             facts = FactFinder(github)
             reporter = Reporter(github, store, redactor, may_allow=settings.egress_may_allow)
             publisher = Publisher(
-                settings=settings, store=store, github=github, reporter=reporter, redactor=redactor
+                settings=settings,
+                store=store,
+                github=github,
+                reporter=reporter,
+                redactor=redactor,
+                lfs=LfsPublisher(settings=settings, github=github, remote=lfs_remote, redactor=redactor),
             )
             await publisher.signer()  # a key that cannot sign is told now, not at the end of a job
             supervisor = Supervisor(
@@ -87,9 +107,12 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                         images=images,
                         gateway=gateway,
                         mirrors=mirrors,
+                        submodules=SubmoduleFinder(
+                            github_url=settings.github_url, github=github, facts=facts, mirrors=mirrors
+                        ),
                         keeper=Keeper(Shelf(engine, max_bytes=settings.session_max_bytes), mirrors),
                         scales=Scales(runner),
-                        presets=OwnPresets() if settings.runner == "local" else ImagePresets(),
+                        presets=None if settings.runner == "local" else ImagePresets(),
                     )
                 ),
             )
@@ -122,6 +145,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                 await gateway.aclose()
     finally:
         await llm.close()
+        await lfs_remote.close()
         await images.close()
         await runner.close()
         dispatcher.close()

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,30 +108,6 @@ class ImagePresets:
 
 
 PROBE = Path(__file__).with_name("presets_probe.py")
-
-
-class OwnPresets:
-    """For the local runner: what this machine's own package managers are configured for, system-wide."""
-
-    async def of(self, image: str) -> Presets:
-        """The presets of this machine."""
-        del image
-        try:
-            done = await asyncio.to_thread(
-                subprocess.run,
-                [sys.executable, "-I", str(PROBE)],
-                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": NO_HOME, "LANG": "C.UTF-8"},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=SECONDS,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise InfrastructureError(
-                f"This machine's package managers could not be asked: {error}."
-            ) from error
-        return _presets(done.stdout, "this machine")[0]
 
 
 def _whole(task: asyncio.Task[tuple[Presets, bool]]) -> bool:

@@ -14,7 +14,7 @@ import pytest
 
 from bot.errors import InfrastructureError
 from runners import presets
-from runners.presets import ImagePresets, OwnPresets, rule_of
+from runners.presets import ImagePresets, rule_of
 from tests import containers
 from tests.egress_world import packages_image
 
@@ -87,11 +87,6 @@ async def test_a_failed_look_is_repeated(client: docker.DockerClient) -> None:
     with pytest.raises(InfrastructureError):
         await source.of(image)
     assert set(await source.of(image)) == {"pypi", "npm", "debian"}
-
-
-async def test_this_machine_tells_its_own() -> None:
-    found = await OwnPresets().of("")
-    assert all(rule == rule_of(rule) for rules in found.values() for rule in rules)
 
 
 def program(folder: Path, name: str, text: str) -> None:
