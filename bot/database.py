@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from bot.errors import ConfigurationError, InfrastructureError
 
 CONNECT_TIMEOUT = 10  # seconds
+COMMAND_TIMEOUT = 30  # seconds for one statement on PostgreSQL
 BUSY_TIMEOUT = 30_000  # milliseconds that a SQLite writer waits for another process's transaction
 
 
@@ -37,6 +38,9 @@ def create_engine(url: str) -> AsyncEngine:
         parsed = parsed.set(drivername="sqlite+aiosqlite")
     sqlite = parsed.get_backend_name() == "sqlite"
     arguments: dict[str, Any] = {"timeout": CONNECT_TIMEOUT}
+    if not sqlite:
+        # a server that went away without a word would be waited for as long as TCP tries, a quarter of an hour
+        arguments["command_timeout"] = COMMAND_TIMEOUT
     if sqlite and parsed.database and parsed.database != ":memory:":
         try:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
