@@ -202,7 +202,7 @@ class Settings(BaseSettings):
     )
 
     base_image: str = Field("debian:bookworm-slim", description="what agent images are built from")
-    image_ca_bundle: Path | None = Field(None, description="PEM bundle trusted while images are built")
+    image_ca_bundle: Path | None = Field(None, description="PEM bundle trusted in builds and in containers")
     image_capabilities: dict[str, ImageCapability] = Field(
         default_factory=dict, description="name -> packages, run; adds to the capabilities that are built in"
     )
@@ -224,6 +224,13 @@ class Settings(BaseSettings):
     max_changed_files: int = Field(3000, ge=1, description="more are not published")
     max_file_bytes: int = Field(50 * 2**20, ge=1, description="a larger file is not published")
     max_push_bytes: int = Field(200 * 2**20, ge=1, description="a larger push is refused by the gateway")
+    lfs_max_file_bytes: int = Field(
+        2 * 2**30, ge=1, description="a larger file of Git LFS is neither fetched nor published"
+    )
+    lfs_max_push_bytes: int = Field(2**30, ge=1, description="new LFS files of one attempt, in all")
+    lfs_cache_disk: str = Field(
+        "20g", pattern=r"^\d+[kmg]$", description="fetched LFS files that a host keeps; the oldest go"
+    )
     protected_paths: tuple[str, ...] = Field((), description="only people change these, besides .github/** …")
     close_issues: bool = Field(True, description="merging a pull request of ours closes its issue")
     commit_signing: Literal["none", "api", "ssh"] = Field("none", description="who signs the commits")

@@ -58,7 +58,7 @@ class ImageBuilder:
     """Provides the agents' images on one engine.
 
     ``connect`` makes a client of the engine. ``shim`` is the text of the program that goes into every
-    image. ``ca_bundle`` (PEM) is trusted while agents are fetched and is not part of the image. ``timeout``
+    image. ``ca_bundle`` (PEM) is trusted while agents are fetched, and in the image. ``timeout``
     bounds one build or pull, in seconds; ``memory`` one step of a build, in bytes. ``network_mode`` is that of
     the build's steps; None leaves it to the engine. ``locks`` is a folder by which the processes of this host agree
     who builds. Call `close` at the end.

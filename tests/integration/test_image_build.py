@@ -5,14 +5,15 @@ import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from pathlib import Path
 
+import certifi
 import docker
 import pytest
 
+from bot.capabilities import Capability, known_capabilities
 from bot.errors import InfrastructureError
-from bot.images import HASH_LABEL, SHIM_LABEL, image_hash, image_tag
+from bot.images import CAPABILITIES_LABEL, HASH_LABEL, SHIM_LABEL, image_hash, image_tag
 from runners.images import TAIL_LINES, ImageBuilder, ImageBuildFailed
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -20,7 +21,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 BASE = "debian:bookworm-slim"
 SHIM = b"print('placeholder')\n"
 #: The paths that the CA bundle has or could have in an image, and what would point at it.
-BUNDLE_TRACES = "ca-bundle"
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,11 @@ def engine() -> Iterator[docker.DockerClient]:
     client = docker.from_env()
     yield client
     client.close()
+
+
+def table_of(package: str) -> dict[str, Capability]:
+    """A capability called ``absent`` that needs ``package``."""
+    return known_capabilities({"absent": Capability(packages=(package,))})
 
 
 def builder_of(**options: object) -> ImageBuilder:
@@ -140,19 +145,54 @@ async def test_a_cli_runs_locked_in_its_exact_version(
 
 
 @pytest.mark.slow
-async def test_the_ca_bundle_is_not_in_the_image(engine: docker.DockerClient, builder: ImageBuilder) -> None:
-    if not os.environ.get("SSL_CERT_FILE"):
-        # any bundle does: one that the public registries are signed by
-        import certifi
+async def test_capabilities_work_locked(engine: docker.DockerClient, builder: ImageBuilder) -> None:
+    """From Debian, from wheels, and an operator's own; nothing of what made them stays."""
+    own = Capability(
+        run=("printf '#!/bin/sh\\necho \"$0 $@\"\\n' > /opt/tools/bin/own", "chmod 4755 /opt/tools/bin/own")
+    )
+    table = known_capabilities({"own-tool": own})
+    spec = await builder.spec(
+        "shell", "", ["NodeJS@22", "go", "docker", "JQ", "rg", "make", "Own Tool"], table
+    )
+    image = await builder.ensure(spec)
+    script = (
+        "node --version; npm --version; npx --version; go version; docker --version; jq --version; rg --version; "
+        "make --version; own 'a b'; cd /tmp; export HOME=/tmp; "
+        "printf 'package main\\nfunc main() { println(42) }\\n' > a.go; go build -o built a.go; ls built"
+    )
+    told = run(engine, image, script)
+    for words in (
+        "v22.",
+        "go version go1.26",
+        "Docker version",
+        "jq-1",
+        "ripgrep",
+        "GNU Make",
+        "/own a b\n",
+        "built\n",
+    ):
+        assert words in told
+    assert run(engine, image, "find / -xdev -perm /6000 2>/dev/null || true") == ""
+    assert run(engine, image, "command -v pip dockerd-rootless.sh || echo none") == "none\n"
+    assert run(engine, image, "find /opt/tools -perm /022 -not -type l | head -3; echo end") == "end\n"
+    assert (
+        engine.images.get(image).labels[CAPABILITIES_LABEL]
+        == "docker-cli go1.26 jq make node22 own-tool ripgrep"
+    )
+    # another spelling in another order is the same image
+    again = ["ripgrep", "node-22.x", "golang", "own_tool", "docker_cli", "make", "jq"]
+    assert await builder.ensure(await builder.spec("shell", "", again, table)) == image
 
-        builder = builder_of(ca_bundle=Path(certifi.where()).read_bytes())
-    image = await builder.ensure(await builder.spec("claude", "2.1.329"))
-    found = engine.images.get(image)
-    history = " ".join(layer["CreatedBy"] for layer in found.history())
-    assert BUNDLE_TRACES not in history
-    assert BUNDLE_TRACES not in str(found.attrs["Config"])
-    assert run(engine, image, "find / -xdev -name 'ca-bundle*' 2>/dev/null || true") == ""
-    assert run(engine, image, "env | grep -iE 'cert|cafile' || echo none") == "none\n"
+
+@pytest.mark.slow
+async def test_what_inspects_tls_is_trusted_in_the_image(engine: docker.DockerClient) -> None:
+    """The egress proxy tunnels TLS from end to end, so the container meets the company's certificates."""
+    builder = builder_of(ca_bundle=Path(certifi.where()).read_bytes())
+    image = await builder.ensure(await builder.spec("shell", ""))
+    path = run(engine, image, "echo $SSL_CERT_FILE").strip()
+    given = hashlib.sha256(Path(certifi.where()).read_bytes()).hexdigest()
+    assert run(engine, image, f"sha256sum {path}").split()[0] == given
+    assert run(engine, image, f"test -w {path} || echo no") == "no\n"
     await builder.close()
 
 
@@ -214,13 +254,14 @@ async def test_who_gives_up_waiting_does_not_end_the_build(
 async def test_a_failed_build_tells_the_end_of_its_output(
     engine: docker.DockerClient, builder: ImageBuilder
 ) -> None:
-    spec = replace(await builder.spec("shell", ""), capabilities=frozenset(["no-such-package"]))
+    spec = await builder.spec("shell", "", ["absent"], table_of("no-such-package|no-other"))
     lines: list[str] = []
     with pytest.raises(ImageBuildFailed) as failure:
         await builder.ensure(spec, lines.append)
-    assert "Unable to locate package no-such-package" in failure.value.tail
+    assert "has no package no-such-package or no-other." in failure.value.tail
+    assert "image_capabilities" in failure.value.tail
     assert failure.value.tail.splitlines() == lines[-TAIL_LINES:]
-    assert "returned a non-zero code: 100" in failure.value.message
+    assert "returned a non-zero code: 1" in failure.value.message
     assert "CONDUCTOR_IMAGE_CA_BUNDLE" in failure.value.hint
     assert not engine.images.list(image_tag(spec))
 
@@ -241,7 +282,7 @@ async def no_container_runs(engine: docker.DockerClient, word: str) -> None:
 async def test_a_build_that_takes_too_long_is_broken_off(engine: docker.DockerClient) -> None:
     word = f"absent-{uuid.uuid4().hex}"
     builder = builder_of(timeout=1)
-    spec = replace(await builder.spec("shell", ""), capabilities=frozenset([word]))
+    spec = await builder.spec("shell", "", ["absent"], table_of(word))
     with pytest.raises(ImageBuildFailed, match="not done after 1 s"):
         await builder.ensure(spec)
     await no_container_runs(engine, word)
@@ -251,7 +292,7 @@ async def test_a_build_that_takes_too_long_is_broken_off(engine: docker.DockerCl
 async def test_close_breaks_off_what_is_being_built(engine: docker.DockerClient) -> None:
     word = f"absent-{uuid.uuid4().hex}"
     builder = builder_of()
-    spec = replace(await builder.spec("shell", ""), capabilities=frozenset([word]))
+    spec = await builder.spec("shell", "", ["absent"], table_of(word))
     running = asyncio.Event()
     waiter = asyncio.create_task(builder.ensure(spec, lambda _: running.set()))
     await running.wait()
