@@ -152,7 +152,7 @@ class ImageBuilder:
 
         try:
             return await asyncio.to_thread(make)
-        except _ENGINE_TROUBLE as error:
+        except (*_ENGINE_TROUBLE, tarfile.TarError) as error:
             raise _unreachable(error) from error
 
     async def close(self) -> None:
@@ -303,8 +303,11 @@ def _keep_home(api: docker.APIClient, container: str, image: str, tag: str, labe
     return str(inspect(tag)["Id"])
 
 
-def home_archive(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The tar of a home folder without the shim's own folder, devices and set-id bits. Raises SetupTooLarge."""
+def home_archive(chunks: Iterable[bytes], limit: int = MAX_HOME) -> Iterator[bytes]:
+    """The tar of a home folder without the shim's own folder, devices and set-id bits.
+
+    Raises SetupTooLarge above ``limit`` bytes.
+    """
     size = 0
     # a pipe: nothing is ever held in memory or on disk as a whole
     with tarfile.open(fileobj=_Chunks(chunks), mode="r|") as tar:
@@ -315,8 +318,8 @@ def home_archive(chunks: Iterable[bytes]) -> Iterator[bytes]:
             ):
                 continue
             size += member.size
-            if size > MAX_HOME:
-                raise SetupTooLarge(f"more than {MAX_HOME >> 30} GiB")
+            if size > limit:
+                raise SetupTooLarge(f"more than {limit >> 20} MiB")
             member.mode &= 0o1777
             yield member.tobuf(tarfile.PAX_FORMAT)
             source = tar.extractfile(member) if member.isreg() else None

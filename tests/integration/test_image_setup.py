@@ -141,6 +141,7 @@ async def test_what_the_steps_leave_in_the_home_folder_is_there_for_every_attemp
 
 
 async def test_the_image_is_the_repositorys_own_and_is_made_once(place: Workplace) -> None:
+    """Class 19: what one repository's steps leave behind reaches no other repository."""
     needs = place.needs("date +%N > ~/when")
     lines: list[list[str]] = [[], []]
     first, second = await asyncio.gather(
@@ -181,7 +182,7 @@ async def test_two_processes_make_it_once(place: Workplace) -> None:
 
 
 async def test_nothing_secret_gets_into_the_image(place: Workplace) -> None:
-    """The container had a token; the image must not have it, nor a variable, label or layer of that container."""
+    """Class 10. The container had a token; the image must not have it, nor a variable, label or layer of that container."""
     needs = place.needs(
         "env > ~/variables; cat /proc/1/environ 2>/dev/null | tr '\\0' '\\n' >> ~/variables || true"
     )
