@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -17,7 +18,7 @@ from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 from rq.timeouts import TimerDeathPenalty
 
-from bot.queue import connect, queue_for
+from bot.queue import ENTRY, connect, queue_for
 from runners.supervisor import Slots, Supervisor
 
 log = structlog.get_logger(__name__)
@@ -42,9 +43,32 @@ def take(job_id: str) -> bool:
     return host.wake(str(job_id))
 
 
+class Tick(RQJob):
+    """An RQ job that can be nothing but a wake-up.
+
+    An RQ job says itself, in Redis, which function is imported and called, and which others and which URLs when it has
+    ended. Whoever can write to Redis would so choose what runs on this host.
+    """
+
+    @property
+    def func(self) -> Callable[[str], bool]:
+        """`take`. Raises ValueError for a job that wants anything else."""
+        if self.func_name != ENTRY or self.instance is not None:
+            log.warning("a job in Redis is not ours", job=self.id)
+            raise ValueError(f"only {ENTRY} is called here")
+        return take
+
+    def restore(self, raw_data: Any) -> None:
+        """Read what Redis has, without what RQ would call at its end."""
+        super().restore(raw_data)
+        self._success_callback_name = self._failure_callback_name = self._stopped_callback_name = None
+        self.webhooks = []
+
+
 class SlotWorker(SimpleWorker):
     """An RQ worker that asks Redis for work only while it holds a free slot."""
 
+    job_class = Tick
     death_penalty_class = TimerDeathPenalty  # SIGALRM works in the main thread only
     slots: Slots
     taken: bool
@@ -138,9 +162,15 @@ class QueueThread:
                 connection.close()
 
     def _new_worker(self, connection: Any) -> SlotWorker:
+        queue = Queue(
+            queue_for(self._supervisor.serves),
+            connection=connection,
+            serializer=JSONSerializer,
+            job_class=Tick,
+        )
         # one queue: only then RQ moves ids atomically (BLMOVE) instead of popping them
         return SlotWorker(
-            [Queue(queue_for(self._supervisor.serves), connection=connection, serializer=JSONSerializer)],
+            [queue],
             connection=connection,
             serializer=JSONSerializer,
             worker_ttl=WORKER_TTL,
