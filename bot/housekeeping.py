@@ -63,6 +63,7 @@ class Housekeeping:
             self._end_unanswered,
             self._tell_ends,
             self._tell_waiting,
+            self._remove_branches,
             self._prune,
         ):
             try:
@@ -113,6 +114,11 @@ class Housekeeping:
         for job in await self._store.unreported_jobs():
             if _settled(job):
                 await self._reporter.finished(job, also_on=job.base_sha)
+
+    async def _remove_branches(self) -> None:
+        for job in await self._store.jobs_with_stray_branches():
+            if _settled(job):
+                await self._reporter.remove_branch(job)
 
     async def _tell_waiting(self) -> None:
         """Correct what comments say about why a job waits. The jobs before it end, limits are reached."""

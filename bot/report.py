@@ -189,6 +189,21 @@ class Reporter:
             return found
         return int(created["number"])
 
+    async def remove_branch(self, job: Job) -> None:
+        """Remove the branch that a job pushed and never opened a pull request for, if nobody has touched it."""
+        if job.branch:
+            client = self._client(job.repo)
+            try:
+                found = await client.getitem(
+                    self._path(job.repo, "/git/ref/heads/{+branch}", branch=job.branch)
+                )
+                if found["object"]["sha"] == job.head_sha:
+                    await client.delete(self._path(job.repo, "/git/refs/heads/{+branch}", branch=job.branch))
+                    log.info("removed a stray branch", branch=job.branch, **job.log_context())
+            except NotFound:
+                pass  # it was never pushed
+        await self._store.note(job.id, head_sha=None)
+
     async def finished(self, job: Job, *, also_on: str | None = None) -> None:
         """Show a job's end everywhere: comment, check runs. Then remember that it was shown."""
         for sha in dict.fromkeys(

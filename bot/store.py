@@ -106,6 +106,18 @@ class Store:
             )
         )
 
+    async def jobs_with_stray_branches(self) -> list[Job]:
+        """Jobs that ended, as GitHub was told, between the push of their new branch and its pull request."""
+        return await self._jobs(
+            and_(
+                jobs.c.state.in_([str(state) for state in FINAL_STATES - {JobState.succeeded}]),
+                jobs.c.reported == jobs.c.state,
+                jobs.c.target == str(TargetKind.issue),
+                jobs.c.head_sha.is_not(None),
+                jobs.c.pull_number.is_(None),
+            )
+        )
+
     async def mark_reported(self, job_id: str, state: JobState) -> None:
         """GitHub shows that the job is in ``state``."""
         async with self._begin() as connection:
