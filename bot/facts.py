@@ -11,7 +11,7 @@ import structlog
 
 from bot.errors import GitHubUnavailable
 from bot.github import GitHub, path
-from bot.github_errors import GitHubError, NotFound
+from bot.github_errors import Forbidden, GitHubError, NotFound
 from bot.model import Actor, Repo, Request, TargetKind
 from bot.policy import Facts
 from bot.repo_config import MAX_BYTES, Problem, RepoConfig, RepoConfigError, parse
@@ -31,6 +31,15 @@ class Pull:
     base_sha: str
     from_fork: bool
     open: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherRepository:
+    """What we need of a repository that a submodule names."""
+
+    id: int
+    full_name: str
+    private: bool  # or internal: not everybody may read it
 
 
 class FactFinder:
@@ -114,6 +123,21 @@ class FactFinder:
     async def default_branch(self, repo: Repo) -> str:
         """The name of the repository's default branch."""
         return str((await self._get(repo, ""))["default_branch"])
+
+    async def other_repository(self, repo: Repo, full_name: str) -> OtherRepository | None:
+        """What the installation of ``repo`` may know of a repository (``owner/name``); None: there is none for it.
+
+        An installation also sees every public repository of its GitHub.
+        """
+        owner, _, name = full_name.partition("/")
+        asked = Repo(owner=owner, name=name, id=0, installation_id=repo.installation_id)
+        try:
+            found = await self._get(asked, "")
+        except (NotFound, Forbidden):
+            return None
+        return OtherRepository(
+            id=int(found["id"]), full_name=str(found["full_name"]), private=bool(found.get("private", True))
+        )
 
     async def pull(self, repo: Repo, number: int) -> Pull:
         """The pull request as it is now."""

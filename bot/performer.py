@@ -54,6 +54,7 @@ from bot.report import Reporter
 from bot.results import HINTS, Verdict, judge
 from bot.scales import Scales
 from bot.scheduling import Scheduler
+from bot.services import services_of
 from bot.store import Store, usage_columns
 from bot.submodule_finder import Found, SubmoduleFinder, note_for_agents, note_for_people
 from bot.terms import Terms
@@ -513,8 +514,8 @@ class _Attempt:
                     "restore": list(AGENT_FILES) if on_pull else [],
                     **({"restore_from": await self._base_of_pull(desk)} if on_pull else {}),
                     **({"work": bundle.head} if bundle else {}),
-                    **({"lfs": True} if desk.terms.lfs else {}),
-                    **({"submodules": [one.model_dump() for one in desk.terms.submodules]} if desk.terms.submodules else {}),
+                    "lfs": desk.terms.lfs,
+                    "submodules": [one.model_dump() for one in desk.terms.submodules],
                 },
                 "session_paths": list(self.agent.session_paths),
                 "commit": {
@@ -572,6 +573,7 @@ class _Attempt:
             socket_dir=desk.socket_dir,
             mirror=desk.mirror,
             limits=self.limits.container,
+            services=services_of(self.config.services, self.host.settings),
             labels={"agent-conductor.correlation": self.job.trigger.delivery_id},
         )
 

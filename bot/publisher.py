@@ -21,6 +21,7 @@ from bot.errors import ConductorError, JobFailed
 from bot.github import AppIdentity, GitHub
 from bot.held_back import MAX_LISTED as MAX_HELD_LISTED
 from bot.held_back import MAX_SHOWN, HeldBack
+from bot.lfs_publisher import LfsPublisher
 from bot.model import Attempt, FailureKind, Job, Phase, Result, TargetKind
 from bot.redact import MASK, Redactor
 from bot.render import oneline, quiet_line
@@ -51,12 +52,14 @@ class Publisher:
         github: GitHub,
         reporter: Reporter,
         redactor: Redactor,
+        lfs: LfsPublisher,
     ) -> None:
         self._settings = settings
         self._store = store
         self._github = github
         self._reporter = reporter
         self._redactor = redactor
+        self._lfs = lfs
         self._signer: SshSigner | None = None
 
     async def check(self, job: Job, repository: Path, outcome: Outcome) -> bool:
@@ -85,6 +88,7 @@ class Publisher:
                 "Say in a new `/agent` command what to leave out, or make that part by hand.",
             )
         await self._search(job, repository, changes)
+        await self._lfs.check(job, repository, base_sha=job.base_sha, head=outcome.head)
         return True
 
     async def publish(
@@ -103,6 +107,8 @@ class Publisher:
             await self._store.note(job.id, fence=attempt.fence, held_back=job.held_back)
             if tree == await quarantine.tree_of(repository, base):
                 return job
+        await self._store.check_fence(job.id, attempt.fence)
+        await self._lfs.publish(job, repository, base_sha=base, tree=tree)
         if self._settings.commit_signing == "api":
             job = await self._publish_by_api(job, attempt, repository, tree, result)
         else:

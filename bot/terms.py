@@ -5,6 +5,20 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 
+class SubmoduleTerms(BaseModel):
+    """A submodule that the attempt checks out, from a repository that it may therefore fetch."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str  # from the work tree's root
+    parent: str = ""  # the path of the submodule that it is in
+    name: str  # in the .gitmodules of that one
+    repository: str  # owner/name
+    repo_id: int
+    commit: str
+    anonymous: bool = False  # public, and the App is not installed there: fetched without a token
+
+
 class Terms(BaseModel):
     """For whom an attempt works, where it may go, and what it may spend. Kept on its desk across restarts."""
 
@@ -21,6 +35,7 @@ class Terms(BaseModel):
     agent: str = ""  # which agent it runs: by it the LLM proxy finds the provider
     model: str | None = Field(None, description="the model that the job was accepted with")
     lfs: bool = Field(False, description="git LFS objects may be fetched and pushed")
-    submodules: tuple[str, ...] = Field(
-        (), description="owner/name of other repositories that may be fetched"
-    )
+    repository: str = ""  # owner/name, and its installation: whose LFS objects those are
+    installation_id: int = 0
+    submodules: tuple[SubmoduleTerms, ...] = Field((), description="parents first")
+    missing: tuple[str, ...] = Field((), description="submodules that could not be had, and why: for people")

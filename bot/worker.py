@@ -18,7 +18,7 @@ from bot.janitor import Janitor
 from bot.keeper import Keeper
 from bot.ledger import Ledger
 from bot.lfs_publisher import LfsPublisher
-from bot.limits import size_bytes
+from bot.limits import size
 from bot.performer import Performer, Workshop
 from bot.policy import Limits
 from bot.publisher import Publisher
@@ -58,7 +58,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
     llm = LlmProxy(settings, Ledger(engine))
     lfs_remote = LfsRemote(settings.github_url)
     lfs = LfsRoute(
-        cache=ObjectCache(settings.data_dir / "lfs", limit=size_bytes(settings.lfs_cache_disk)),
+        cache=ObjectCache(settings.data_dir / "lfs", limit=size(settings.lfs_cache_disk)),
         remote=lfs_remote,
         token=lambda installation, repository: _read_token(github, installation, repository),
         max_object_bytes=settings.lfs_max_file_bytes,
@@ -150,3 +150,9 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
         await runner.close()
         dispatcher.close()
         await engine.dispose()
+
+
+async def _read_token(github: GitHub, installation_id: int, repository_id: int) -> str:
+    """A token that may read the contents of one repository."""
+    token = await github.token(installation_id, repository_id=repository_id, permissions={"contents": "read"})
+    return token.value

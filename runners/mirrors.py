@@ -120,6 +120,29 @@ class Mirrors:
                 self._note(mirror, borrower)
         return mirror
 
+    async def fetch_commit(self, repo: Repo, sha: str, *, url: str, token: str) -> None:
+        """Make sure that the mirror of ``repo``, which was fetched before, has the commit ``sha`` and all below it.
+
+        GitHub gives commits by their id, also those that only a tag leads to. Raises as :meth:`fetch`.
+        """
+        if not _SHA.fullmatch(sha):
+            raise _no_such(sha)
+        mirror = self.path(repo)
+        async with self._locked(mirror):
+            try:
+                await git("cat-file", "-e", f"{sha}^{{commit}}", git_dir=mirror)
+                return
+            except GitError as error:
+                if error.code not in (1, 128):
+                    raise
+            try:
+                # under a ref, so that a later fetch knows that it is here
+                await _fetch(mirror, [f"+{sha}:refs/conductor/{sha}"], url, token, UPDATE_TIMEOUT)
+            except GitError as error:
+                if "not our ref" in error.stderr or "no such remote ref" in error.stderr:
+                    raise _no_such(sha) from error
+                raise _meaning(error, repo) from error
+
     async def resolve(self, mirror: Path, ref: str) -> str:
         """The commit that ``ref`` (a full name, or 40 hex digits) is in ``mirror``.
 
@@ -201,6 +224,11 @@ class Mirrors:
                 yield
             finally:
                 os.close(handle)
+
+
+def beside(mirror: Path, repo_id: int) -> Path:
+    """The mirror of another repository of the same installation."""
+    return mirror.with_name(f"{int(repo_id)}.git")
 
 
 async def _flock(handle: int, mirror: Path) -> None:

@@ -347,6 +347,17 @@ async def blob(quarantine: Path, oid: str, *, max_bytes: int) -> bytes:
     return found.stdout
 
 
+async def small_blobs(quarantine: Path, oids: Sequence[str]) -> dict[str, bytes]:
+    """The contents of files that are known to be small (MAX_TARGET on average at most). Raises JobFailed."""
+    for oid in oids:
+        _check_sha(oid)
+    try:
+        found = await _contents(quarantine, oids)
+    except GitError as error:
+        raise _unreadable(error) from error
+    return {oid: text.encode("utf-8", "surrogateescape") for oid, text in found.items()}
+
+
 async def patch(quarantine: Path, old: str, new: str) -> AsyncGenerator[bytes]:
     """What `git apply` needs to make the tree of ``new`` from the tree of ``old``; binary files, too.
 

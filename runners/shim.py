@@ -684,12 +684,16 @@ class Workspace:
         self._state = state
         self._mirror = mirror
         self._token = token
+        self._gateway = ""
         self._url = ""
         self._settings: list[tuple[str, str]] = []
         self._saved_tree = ""
+        self._lfs = False
+        self._submodules: list[str] = []  # those that are checked out
 
     def configure(self, gateway: str) -> None:
         """Tell git where the gateway is and how to log in there, without argv or files of the clone."""
+        self._gateway = gateway
         self._url = f"{gateway}/git/repository.git"
         login = base64.b64encode(f"attempt:{self._token}".encode()).decode()
         self._settings = [
@@ -715,8 +719,13 @@ class Workspace:
         author: Mapping[str, str] | None = None,
         seconds: float = GIT_SECONDS,
         cwd: Path | None = None,
+        url: str = "",
     ) -> str:
-        """Run git; its standard output. Raises GitFailed unless it exits with 0 in time."""
+        """Run git; its standard output. Raises GitFailed unless it exits with 0 in time.
+
+        ``url`` is whose LFS objects it may move, by default this repository's own.
+        """
+        settings = [*self._settings, *(lfs_settings(url or self._url) if self._lfs else ())]
         env = {
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(self._state),
@@ -725,10 +734,12 @@ class Workspace:
             "GIT_TERMINAL_PROMPT": "0",
             # where the agent removed .git, no repository further up may be taken for it
             "GIT_CEILING_DIRECTORIES": str(self._folder.resolve()),
-            "GIT_CONFIG_COUNT": str(len(self._settings)),
+            "GIT_CONFIG_COUNT": str(len(settings)),
+            # where git-lfs is installed but not on, pointer files stay what they are
+            "GIT_LFS_SKIP_SMUDGE": "0" if self._lfs else "1",
             **(author or {}),
         }
-        for number, (key, value) in enumerate(self._settings):
+        for number, (key, value) in enumerate(settings):
             env[f"GIT_CONFIG_KEY_{number}"] = key
             env[f"GIT_CONFIG_VALUE_{number}"] = value
         if index is not None:
@@ -768,6 +779,7 @@ class Workspace:
         if self.base is not None:
             return trouble
         base = str(checkout["base_sha"])
+        self._lfs = bool(checkout.get("lfs")) and shutil.which("git-lfs") is not None
         if self.repo.exists():
             shutil.rmtree(self.repo)  # a try that failed half way
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -794,6 +806,87 @@ class Workspace:
             await self._restore([str(path) for path in checkout["restore"]], str(trusted))
         self.base = base
         return trouble
+
+    async def complete(self, checkout: Mapping[str, Any]) -> list[str]:
+        """Add what belongs to the tree besides: LFS objects and submodules, once. Returns what went wrong."""
+        remarks = []
+        if checkout.get("lfs") and not self._lfs:
+            remarks.append("git-lfs is not installed here, so the files of Git LFS are pointers.")
+        if self._lfs:
+            # the agent's own git finds the same server
+            for key, value in lfs_settings(self._url):
+                await self.git("config", "--local", key, value)
+            remarks += await self._missing_objects(self.repo, self._url)
+        for submodule in checkout.get("submodules", ()):
+            path = str(submodule["path"])
+            try:
+                remarks += await self._check_out_submodule(submodule)
+                self._submodules.append(path)
+            except (GitFailed, OSError) as error:
+                remarks.append(f"The submodule {path!r} could not be checked out: {error}")
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(self.repo / path)
+                    (self.repo / path).mkdir()  # for git an empty folder is a submodule that was not fetched
+        return remarks
+
+    async def _check_out_submodule(self, submodule: Mapping[str, str]) -> list[str]:
+        """One submodule at its commit, as a repository of its own in its folder.
+
+        Not by ``git submodule``: that reads ``.gitmodules``, and the host has done so already.
+        """
+        parent, folder = self.repo / submodule["parent"], self.repo / submodule["path"]
+        url = f"{self._gateway}/git/{submodule['repository']}.git"
+        if folder.resolve() != self.repo.resolve() / submodule["path"]:
+            raise OSError("a symbolic link is in its way")
+        if submodule["parent"] and submodule["parent"] not in self._submodules:
+            raise OSError(f"{submodule['parent']!r}, which it is in, is not there")
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        await self.git("init", "--quiet", "--template=", cwd=folder)
+        await self.git("remote", "add", "origin", url, cwd=folder)
+        await self.git(
+            "fetch", "--quiet", "--depth=1", "--no-tags", "origin", submodule["commit"], cwd=folder,
+            seconds=CLONE_SECONDS,
+        )  # fmt: skip
+        if self._lfs:
+            for key, value in lfs_settings(url):
+                await self.git("config", "--local", key, value, cwd=folder)
+        await self.git(
+            "checkout", "--quiet", "--detach", submodule["commit"], cwd=folder, seconds=CLONE_SECONDS, url=url
+        )
+        name = submodule["name"]
+        await self.git("config", "--local", f"submodule.{name}.url", url, cwd=parent)
+        await self.git("config", "--local", f"submodule.{name}.active", "true", cwd=parent)
+        return await self._missing_objects(folder, url) if self._lfs else []
+
+    async def _missing_objects(self, folder: Path, url: str) -> list[str]:
+        """A remark when some files are still pointers."""
+        listed = await self.git("lfs", "ls-files", cwd=folder, url=url)
+        # "<id> * <name>" is there, "<id> - <name>" is not
+        missing = [line.split(" ", 2)[2] for line in listed.splitlines() if line.split(" ", 2)[1:2] == ["-"]]
+        if not missing:
+            return []
+        shown = ", ".join(repr(name) for name in missing[:5]) + (", …" if len(missing) > 5 else "")
+        return [f"{len(missing)} files of Git LFS are only pointers; GitHub did not give them: {shown}"]
+
+    def login(self) -> dict[str, str]:
+        """What the agent's own git needs to reach the gateway; nothing where it has nothing to fetch there."""
+        if not self._lfs and not self._submodules:
+            return {}
+        key, value = self._settings[0]
+        return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": key, "GIT_CONFIG_VALUE_0": value}
+
+    async def left_in_submodules(self) -> list[str]:
+        """The submodules in which the agent changed something: that stays here, whoever reads this must know."""
+        changed = []
+        for path in self._submodules:
+            folder = self.repo / path
+            with contextlib.suppress(GitFailed):
+                status = ("status", "--porcelain", "--ignore-submodules=all")
+                if (folder / ".git").exists() and await self.git(*status, cwd=folder):
+                    changed.append(path)
+        return changed
 
     async def _restore(self, paths: list[str], trusted: str) -> None:
         """Put ``paths`` as they are in ``trusted`` into the tree, and keep the branch's own in the index.
@@ -847,7 +940,9 @@ class Workspace:
         if not entries:
             return
         folder.mkdir()
-        index = ["These files of the pull request are not used, because they could give instructions or run code.\n"]
+        index = [
+            "These files of the pull request are not used, because they could give instructions or run code.\n"
+        ]
         room = MAX_FOREIGN
         for number, (name, (mode, oid)) in enumerate(entries.items()):
             why = "left out: too large or too many"
@@ -924,10 +1019,37 @@ class Workspace:
 
     async def push(self, sha: str, branch: str) -> None:
         """Push one commit to the quarantine. The agent may have rewritten history, so it replaces what is there."""
+        if self._lfs and branch == "work":
+            await self.git("lfs", "push", "origin", sha, seconds=CLONE_SECONDS)
         await self.git(
             "push", "--quiet", "--no-verify", "--no-follow-tags", self._url, f"+{sha}:refs/heads/{branch}",
             seconds=CLONE_SECONDS,
         )  # fmt: skip
+
+
+def lfs_settings(url: str) -> list[tuple[str, str]]:
+    """The settings by which git-lfs moves the objects of the repository at ``url``, there and nowhere else.
+
+    They win over the repository's ``.lfsconfig`` (git-lfs-config(5)).
+    """
+    server = f"{url}/info/lfs"
+    return [
+        ("lfs.url", server),
+        ("lfs.pushurl", server),
+        (f"lfs.{server}.locksverify", "false"),
+        (f"lfs.{server}.access", "none"),
+        ("remote.origin.lfsurl", server),
+        ("remote.origin.lfspushurl", server),
+        ("lfs.basictransfersonly", "true"),
+        ("lfs.concurrenttransfers", "4"),
+        ("lfs.activitytimeout", "600"),
+        ("lfs.skipdownloaderrors", "true"),
+        ("lfs.allowincompletepush", "true"),
+        ("filter.lfs.clean", "git-lfs clean -- %f"),
+        ("filter.lfs.smudge", "git-lfs smudge -- %f"),
+        ("filter.lfs.process", "git-lfs filter-process"),
+        ("filter.lfs.required", "true"),
+    ]
 
 
 def author_of(commit: Mapping[str, str]) -> dict[str, str]:
@@ -1160,13 +1282,16 @@ class Shim:
             elif status != 204:
                 raise SessionRefused(f"the gateway answers {status} when asked for the session")
             self.session_fetched = True
-        await self._check_out(turn["checkout"])
+        if self.workspace.base is None:
+            await self._check_out(turn["checkout"])
+            for remark in await self.workspace.complete(turn["checkout"]):
+                self.remark(remark)
         for path, text in turn["command"].get("files", {}).items():
             self._write_file(path, text)
 
     async def _check_out(self, checkout: Mapping[str, Any]) -> None:
         """Check out the base, and go on from the work in progress where there is some."""
-        if self.workspace.base is not None or not checkout.get("work"):
+        if not checkout.get("work"):
             await self.workspace.check_out(checkout)
             return
         bundle = self.state / "work.bundle"
@@ -1200,6 +1325,7 @@ class Shim:
         env.update(HOME=str(self.home), LANG="C.UTF-8", TERM="dumb", GIT_TERMINAL_PROMPT="0")
         env["GIT_CEILING_DIRECTORIES"] = str(self.workspace.repo.parent.resolve())
         env.update(author_of(turn["commit"]))
+        env.update(self.workspace.login())
         env.update({name: self._filled(value) for name, value in turn["command"].get("env", {}).items()})
         return env
 
@@ -1291,6 +1417,8 @@ class Shim:
             outcome["head"], trouble = await self.workspace.commit(turn["commit"])
             if trouble:
                 self.remark(f"Some files could not be committed. {trouble}")
+            for path in await self.workspace.left_in_submodules():
+                self.remark(f"What was changed inside the submodule {path!r} is not part of the result.")
             for tries_left in (2, 1, 0):
                 await self._unless_gone(self._guard(self.gateway.call("POST", "/heartbeat")))
                 try:

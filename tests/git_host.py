@@ -15,6 +15,7 @@ from aiohttp import web
 
 from bot.githttp import serve_git
 from bot.model import Repo
+from bot.terms import Terms
 from runners.gateway.git import GitRoute
 
 TOKEN = "ghs_canary0123456789abcdefghijklmnop"
@@ -180,6 +181,7 @@ class Attempt:
 
     mirror: Path | None
     quarantine: Path
+    terms: Terms = field(default_factory=Terms)
 
 
 @contextlib.asynccontextmanager

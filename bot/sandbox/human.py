@@ -205,6 +205,27 @@ class Human:
         await move_ref(self._github, repository, self.login, f"refs/heads/{branch}", sha, old=tip)
         return sha
 
+    async def push_submodules(self, repo: str, branch: str, submodules: Mapping[str, str]) -> str:
+        """Commit submodules (path -> ``owner/name``) at the tips of their default branches; returns the commit's SHA.
+
+        ``.gitmodules`` is a file like others: push it with ``push_commit``.
+        """
+        self._must_be_writer(repo)
+        repository = self._repository(repo)
+        git = self._github.git(repository)
+        tip = await git.resolve(f"refs/heads/{branch}")
+        links: dict[str, tuple[str, str] | None] = {}
+        for path, name in submodules.items():
+            other = self._repository(name)
+            commit = await self._github.git(other).resolve(other.default_branch)
+            links[path] = ("160000", commit or "")
+        tree = await git.write_tree(tip, links)
+        parents = [tip] if tip else []
+        identity = self._github.identity(self.login)
+        sha = await git.write_commit(tree, parents, "Add submodules", identity)
+        await move_ref(self._github, repository, self.login, f"refs/heads/{branch}", sha, old=tip)
+        return sha
+
     async def delete_branch(self, repo: str, branch: str) -> None:
         """Delete a branch."""
         await self.request("DELETE", f"/repos/{repo}/git/refs/heads/{branch}")

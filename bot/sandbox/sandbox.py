@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from bot.lfs import parse_pointer
 from bot.sandbox.api import Api
 from bot.sandbox.auth import user_token
 from bot.sandbox.description import GitHubDescription
@@ -19,6 +20,7 @@ from bot.sandbox.faults import Faults
 from bot.sandbox.git import GitError
 from bot.sandbox.github import Clock, GitHub, RecordedProblem, utc_now
 from bot.sandbox.human import Human
+from bot.sandbox.lfs import LfsServer
 from bot.sandbox.present import Json
 from bot.sandbox.ratelimit import RateLimit
 from bot.sandbox.seed import APP_PERMISSIONS, add_repository, new_private_key, new_world
@@ -38,9 +40,10 @@ class Sandbox:
         private_key_path: file with the App's key.
     """
 
-    def __init__(self, github: GitHub, api: Api, private_key_path: Path):
+    def __init__(self, github: GitHub, api: Api, private_key_path: Path, lfs: LfsServer):
         self._github = github
         self._api = api
+        self._lfs = lfs
         self.url = github.base_url
         self.private_key_path = private_key_path
 
@@ -116,12 +119,13 @@ class Sandbox:
                 keeper.changed()
             api = Api(github, HANDLERS, keeper.changed)
             stack.push_async_callback(github.webhooks.close)
-            application = Server(github, api, keeper.changed).application()
+            server = Server(github, api, keeper.changed)
+            application = server.application()
             runner = web.AppRunner(application, access_log=None, shutdown_timeout=2)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
             await web.SockSite(runner, listener).start()
-            yield cls(github, api, key_path)
+            yield cls(github, api, key_path, server.lfs)
 
     # ---- who and where
 
@@ -243,6 +247,16 @@ class Sandbox:
     def set_role(self, repo: str, login: str, role: str) -> None:
         """Make somebody none, read, triage, write, maintain or admin."""
         self._repository(repo).collaborators[login] = role
+
+    def add_large_file(self, repo: str, content: bytes) -> str:
+        """Put an object into a repository's LFS store; returns the pointer file that stands for it in the tree."""
+        return self._lfs.add(self._repository(repo), content).text()
+
+    def large_file(self, repo: str, pointer: str) -> bytes | None:
+        """The content that a pointer file stands for; None when the repository's LFS store does not have it."""
+        found = parse_pointer(pointer.encode())
+        path = self._lfs.path(self._repository(repo), found.oid) if found else None
+        return path.read_bytes() if path and path.exists() else None
 
     def ping(self) -> None:
         """Send the ``ping`` that GitHub sends when a webhook is set up."""

@@ -17,6 +17,7 @@ from bot.sandbox.api import Api, Handler, Request
 from bot.sandbox.auth import Actor, authenticate, can_see
 from bot.sandbox.faults import Fault
 from bot.sandbox.github import GitHub
+from bot.sandbox.lfs import LfsServer
 from bot.sandbox.pages import Pages
 from bot.sandbox.permissions import ROLES, covers
 from bot.sandbox.pushes import refs_moved
@@ -57,6 +58,7 @@ class Server:
         self._api = api
         self._on_change = on_change
         self._pages = Pages(github, api)
+        self.lfs = LfsServer(github)
 
     def application(self) -> web.Application:
         """All routes; what no route takes is a REST call."""
@@ -66,6 +68,7 @@ class Server:
         application.router.add_post("/_sandbox/faults", self._add_fault)
         application.router.add_delete("/_sandbox/faults", self._clear_faults)
         application.router.add_route("*", "/{owner}/{repo}.git/{tail:.+}", self._git)
+        application.router.add_route("*", r"/_lfs/{repository:\d+}/{oid}/{action}", self.lfs.store)
         for root in sorted({one.path.split("/")[1] for one in self._github.description.operations.values()}):
             # before the pages, which take any other first word for an account
             application.router.add_route("*", f"/{root}", self._rest)
@@ -143,11 +146,12 @@ class Server:
     async def _git(self, request: web.Request) -> web.StreamResponse:
         tail = request.match_info["tail"]
         service = git_service(request, tail)
-        if service is None:
+        large_files = request.method == "POST" and tail == "info/lfs/objects/batch"
+        if service is None and not large_files:
             return web.Response(status=404, text="Not Found\n")
         pushing = service == "git-receive-pack"
         try:
-            actor = authenticate(self._github, request.headers.get("Authorization", ""))
+            actor = self._caller(request, pushing=pushing)
         except Refusal:
             return web.Response(
                 status=401,
@@ -160,9 +164,26 @@ class Server:
         if not _may(actor, repository, pushing=pushing):
             text = f"Permission to {repository.full_name}.git denied to {actor.login}.\n"
             return web.Response(status=403, text=text)
+        if large_files:
+            may_write = _may(actor, repository, pushing=True)
+            return await self.lfs.batch(request, repository, may_write=may_write)
         if pushing and tail == service:
             return await self._push(request, actor, repository)
         return await self._serve(request, actor, repository)
+
+    def _caller(self, request: web.Request, *, pushing: bool) -> Actor:
+        """Who asks. Everybody may fetch from public repositories, and then is nobody.
+
+        Where the App is installed, the sandbox wants a token all the same: a missing one must be noticed.
+
+        Raises:
+            Refusal: 401.
+        """
+        repository = self._github.world.repository(request.match_info["owner"], request.match_info["repo"])
+        if not pushing and "Authorization" not in request.headers and repository and not repository.private:
+            if self._github.world.installation_for(repository) is None:
+                return Actor("user", "")
+        return authenticate(self._github, request.headers.get("Authorization", ""))
 
     async def _push(self, request: web.Request, actor: Actor, repository: Repository) -> web.StreamResponse:
         git = self._github.git(repository)
