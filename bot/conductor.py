@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 import structlog
 
 from bot.budget import limits_before, next_step, scopes, sentence, used_up
+from bot.capabilities import check_capabilities
 from bot.claims import queue_name
 from bot.config import Settings
-from bot.errors import ConductorError
+from bot.errors import ConductorError, ConfigurationError
 from bot.facts import FactFinder
 from bot.ledger import Ledger, today
 from bot.model import Job, JobState, Repo, Request, TargetKind, Trigger, job_id_for
@@ -35,9 +36,11 @@ from bot.policy import (
     throttle,
 )
 from bot.render import render, waiting_words
-from bot.repo_config import dump
+from bot.repo_config import PATH as CONFIG_PATH
+from bot.repo_config import RepoConfig, dump
 from bot.report import Reporter
 from bot.scheduling import Scheduler
+from bot.services import services_of
 from bot.slash import help_table
 from bot.store import Store
 from bot.terms import Terms
@@ -85,7 +88,11 @@ class Conductor:
         fresh = False
         if job is None:
             facts = await self._facts.about(request, is_open=is_open)
-            facts = dataclasses.replace(facts, unserved=await self.store.unserved(facts.config.needs))
+            facts = dataclasses.replace(
+                facts,
+                unserved=await self.store.unserved(facts.config.needs),
+                config_problem=facts.config_problem or self._not_offered(facts.config),
+            )
             choice = choose(self.rules, facts.config, request)
             # what a retry brings along was allowed then; it is cut to what is allowed now
             timeout = None if request.retry_of else request.timeout
@@ -305,6 +312,15 @@ class Conductor:
         if limit is None:
             return ""
         return f"{sentence(limit, spent[limit.scope], today())} {next_step(limit)}"
+
+    def _not_offered(self, config: RepoConfig) -> str:
+        """What a repository's configuration asks for that this server does not offer; "" when there is nothing."""
+        try:
+            check_capabilities(config.image.capabilities, self.settings.image_capabilities)
+            services_of(config.services, self.settings)
+        except ConfigurationError as error:
+            return f"`{CONFIG_PATH}`: {error}"
+        return ""
 
     async def _throttled(self, job: Job) -> Decision:
         actor = job.trigger.actor
