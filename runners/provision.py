@@ -91,11 +91,13 @@ class AgentImages:
         )
         self._room: SetupRoom | None = None
         if runner is not None and gateway is not None:
+            limits = limits_for(settings, LimitsConfig())
             self._room = SetupRoom(
                 runner,
                 gateway,
                 folder=folder / "attempts",
-                limits=limits_for(settings, LimitsConfig()).container,
+                limits=limits.container,
+                workspace=limits.workspace,
                 shim_argv=self.shim_argv,
                 timeout=settings.setup_timeout,
                 environment=proxy_environment,

@@ -19,7 +19,7 @@ from typing import Any
 
 import structlog
 
-from bot.errors import JobFailed
+from bot.errors import InfrastructureError, JobFailed
 from bot.images import ImageNeeds
 from bot.model import FailureKind, Phase
 from bot.ports import ContainerSpec, Exit, Handle, Limits, Runner
@@ -31,6 +31,7 @@ TURN = 1
 TAIL_LINES = 40
 STOP_GRACE = 5.0  # seconds
 OVERTIME = 60.0  # seconds after the steps' own time before the container is stopped from outside
+WEIGH_INTERVAL = 30.0  # seconds between looks at the disk
 MAX_OUTPUT = 20 << 20  # bytes of the steps' output that are kept
 
 _log = structlog.get_logger(__name__)
@@ -49,7 +50,11 @@ class SetupFailed(JobFailed):
 
 
 class SetupRoom:
-    """Runs set-up steps on this host. ``environment`` gives the variables of the egress proxy for a desk's token."""
+    """Runs set-up steps on this host.
+
+    ``timeout`` in seconds, ``workspace`` in bytes on disk. ``environment`` gives the variables of the egress proxy for
+    a desk's token.
+    """
 
     def __init__(
         self,
@@ -60,7 +65,9 @@ class SetupRoom:
         limits: Limits,
         shim_argv: Sequence[str],
         timeout: float,
+        workspace: int,
         environment: Callable[[str], Mapping[str, str]],
+        weigh_interval: float = WEIGH_INTERVAL,
     ) -> None:
         self._runner = runner
         self._gateway = gateway
@@ -68,6 +75,8 @@ class SetupRoom:
         self._limits = limits
         self._shim_argv = shim_argv
         self._timeout = timeout
+        self._workspace = workspace
+        self._weigh_interval = weigh_interval
         self._environment = environment
         self.running: set[str] = set()  # attempt ids
 
@@ -103,10 +112,15 @@ class SetupRoom:
         outcome = asyncio.create_task(desk.outcome(TURN))
         ended = asyncio.create_task(self._runner.wait(handle))
         listening = asyncio.create_task(_listen(desk, tail, tell))
+        full = asyncio.create_task(self._full(handle))
         try:
             await asyncio.wait(
-                (outcome, ended), timeout=self._timeout + OVERTIME, return_when=asyncio.FIRST_COMPLETED
+                (outcome, ended, full), timeout=self._timeout + OVERTIME, return_when=asyncio.FIRST_COMPLETED
             )
+            if full.done():
+                await full
+                message = f"The set-up steps wrote more than {self._workspace >> 20} MiB."
+                raise SetupFailed(FailureKind.disk, message, "\n".join(tail))
             if not outcome.done() and ended.done():
                 # what it sent may still be on its way
                 await asyncio.wait((outcome,), timeout=STOP_GRACE)
@@ -117,13 +131,24 @@ class SetupRoom:
             late = not ended.done()
             await self._runner.stop(handle, STOP_GRACE)
             exit_ = await ended
+            if exit_.host and not outcome.done():
+                raise InfrastructureError(
+                    "The engine or the host was restarted during the set-up steps.", "They can be run again."
+                )
             failure = self._failure(outcome.result() if outcome.done() else None, exit_, late)
             if failure is not None:
                 raise SetupFailed(*failure, "\n".join(tail))
         finally:
-            for task in (outcome, ended, listening):
+            for task in (outcome, ended, listening, full):
                 task.cancel()
-            await asyncio.gather(outcome, ended, listening, return_exceptions=True)
+            await asyncio.gather(outcome, ended, listening, full, return_exceptions=True)
+
+    async def _full(self, handle: Handle) -> None:
+        """Return when more is on the disk than may be. Raises InfrastructureError."""
+        while True:
+            await asyncio.sleep(self._weigh_interval)
+            if (await self._runner.workspace_bytes()).get(handle.attempt_id, 0) > self._workspace:
+                return
 
     def _failure(self, outcome: Outcome | None, exit_: Exit, late: bool) -> tuple[FailureKind, str] | None:
         if outcome is not None and not outcome.error and outcome.exit_code == 0 and not outcome.timed_out:

@@ -16,20 +16,23 @@ import docker
 import pytest
 from aiohttp import web
 
+from bot.budget import Limit, Scope, limits, used_up
 from bot.config import Settings, fixed_settings
 from bot.errors import ConfigurationError
 from bot.images import OWNER_LABEL, SETUP_LABEL, ImageNeeds
 from bot.model import FailureKind, Phase
-from bot.network import rules_for
+from bot.network import proxy_environment, rules_for
+from bot.ports import Limits
 from bot.repo_config import NetworkConfig
 from bot.terms import Terms
 from runners.agents.registry import agent as agent_named
 from runners.docker import DockerRunner
+from runners.gateway.desk import Desk
 from runners.gateway.egress import Egress
 from runners.gateway.git import GitRoute
 from runners.gateway.server import Gateway
 from runners.provision import AgentImages, create_images
-from runners.setup import SetupFailed
+from runners.setup import SetupFailed, SetupRoom
 from tests import containers
 from tests.containers import MIB
 from tests.shim_host import git
@@ -182,7 +185,7 @@ async def test_two_processes_make_it_once(place: Workplace) -> None:
 
 
 async def test_nothing_secret_gets_into_the_image(place: Workplace) -> None:
-    """Class 10. The container had a token; the image must not have it, nor a variable, label or layer of that container."""
+    """Class 10. The container had a token: the image must not have it, nor any variable or layer of it."""
     needs = place.needs(
         "env > ~/variables; cat /proc/1/environ 2>/dev/null | tr '\\0' '\\n' >> ~/variables || true"
     )
@@ -253,6 +256,52 @@ async def test_steps_that_take_too_long_are_ended(tmp_path: Path) -> None:
         assert await place.runner.list() == []
     finally:
         await place.close()
+
+
+async def test_steps_that_fill_the_disk_are_ended(place: Workplace) -> None:
+    room = SetupRoom(
+        place.runner,
+        place.gateway,
+        folder=place.settings.data_dir / "attempts",
+        limits=Limits(memory=256 * MIB, cpus=1.0, pids=64, tmp=32 * MIB, file=64 * MIB),
+        shim_argv=place.images.shim_argv,
+        timeout=120,
+        workspace=20 * MIB,
+        environment=proxy_environment,
+        weigh_interval=0.2,
+    )
+    image = await place.images.ensure(SHELL)
+    needs = place.needs("for n in 1 2 3; do head -c 9000000 /dev/zero > ~/$n; done; sleep 600")
+    with pytest.raises(SetupFailed, match="wrote more than 20 MiB") as failure:
+        async with room.done(image, needs, lambda _: None):
+            pytest.fail("the steps must not succeed")
+    assert failure.value.kind is FailureKind.disk
+    assert await place.runner.list() == []
+
+
+async def test_steps_cannot_call_a_model(place: Workplace) -> None:
+    """Nobody has asked for it, so nobody would pay: the budget of their desk is nothing, whatever the job's is."""
+    asked: list[float | None] = []
+
+    async def llm(_: web.Request, desk: Desk, __: str) -> web.StreamResponse:
+        asked.append(desk.terms.budget_job)
+        return web.Response()
+
+    gateway = Gateway({"git": GitRoute(max_push_bytes=MIB).serve, "llm": llm})
+    images = AgentImages(place.settings, place.runner, gateway)
+    call = (
+        'token=${HTTP_PROXY#http://agent:}; port=${HTTP_PROXY##*:}; curl -fsS --noproxy "*" '
+        '-H "Authorization: Bearer ${token%@*}" "http://127.0.0.1:$port/llm/anthropic/v1/messages"'
+    )
+    needs = replace(place.needs(call), terms=Terms(budget_job=5.0))
+    try:
+        await images.ensure(SHELL, needs)
+    finally:
+        await images.close()
+        await gateway.aclose()
+    assert asked == [0.0]
+    assert limits(place.settings, Terms(budget_job=0.0)) == [Limit(scope=Scope.job, dollars=0.0)]
+    assert used_up(limits(place.settings, Terms(budget_job=0.0)), {}) is not None
 
 
 async def test_steps_that_use_up_the_memory_are_told_so(place: Workplace) -> None:
