@@ -180,8 +180,9 @@ class Server:
             Refusal: 401.
         """
         repository = self._github.world.repository(request.match_info["owner"], request.match_info["repo"])
-        if not pushing and "Authorization" not in request.headers and repository and not repository.private:
-            if self._github.world.installation_for(repository) is None:
+        if repository and not repository.private and not pushing and "Authorization" not in request.headers:
+            installed = self._github.world.installation_for(repository) is not None
+            if not installed:
                 return Actor("user", "")
         return authenticate(self._github, request.headers.get("Authorization", ""))
 

@@ -22,8 +22,9 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from bot.changes import size_text
+from bot.errors import ConductorError
 from bot.lfs import MEDIA_TYPE, Action, BatchRequest, Pointer, valid_oid
-from runners.lfs_remote import LfsError, LfsRemote
+from runners.lfs_remote import LfsRemote
 from runners.lfs_store import ObjectCache, ObjectFolder, ObjectRefused
 
 log = structlog.get_logger(__name__)
@@ -56,6 +57,8 @@ class LfsRepository:
 #: A token that may read the contents of one repository: (installation id, repository id).
 ReadToken = Callable[[int, int], Awaitable[str]]
 
+_Key = tuple[int, int, str]  # installation, repository, object
+
 
 class LfsRoute:
     """Serves the LFS requests of all attempts of this host."""
@@ -77,9 +80,10 @@ class LfsRoute:
         self._max_object = max_object_bytes
         self._max_new = max_new_bytes
         self._timeout = timeout
-        self._links: OrderedDict[tuple[int, str], tuple[Pointer, Action]] = OrderedDict()
+        self._links: OrderedDict[_Key, tuple[Pointer, Action]] = OrderedDict()
         self._moving: Counter[str] = Counter()
-        self._locks: WeakValueDictionary[tuple[int, str], asyncio.Lock] = WeakValueDictionary()
+        self._coming: Counter[str] = Counter()  # bytes that an attempt has announced and not yet brought
+        self._locks: WeakValueDictionary[_Key, asyncio.Lock] = WeakValueDictionary()
 
     async def serve(
         self, request: web.Request, repository: LfsRepository, tail: str, *, attempt: str
@@ -96,10 +100,10 @@ class LfsRoute:
                 async with self._slot(attempt):
                     if request.method == "GET":
                         return await self._give(request, repository, oid)
-                    return await self._take(request, repository, oid)
+                    return await self._take(request, repository, oid, attempt)
         except _Busy:
             return _error(429, "Too many LFS objects at once; wait for the others to end.")
-        except (ObjectRefused, LfsError) as error:
+        except ConductorError as error:  # GitHub, the object or the disk: in words that may be shown
             status = getattr(error, "status", None)
             log.warning("lfs_refused", attempt=attempt, repository=repository.full_name, error=str(error))
             return _error(
@@ -177,7 +181,7 @@ class LfsRoute:
             found = answered.get(pointer.oid)
             action = found.action("download") if found else None
             if action is not None:
-                self._links[(repository.repo_id, pointer.oid)] = (pointer, action)
+                self._links[_key(repository, pointer.oid)] = (pointer, action)
                 continue
             error = found.error if found else None
             code = error.code if error and error.code in _SAID else 404
@@ -196,7 +200,7 @@ class LfsRoute:
     async def _give(self, request: web.Request, repository: LfsRepository, oid: str) -> web.StreamResponse:
         path = self._here(repository, oid)
         if path is None:
-            lock = self._locks.setdefault((repository.repo_id, oid), asyncio.Lock())
+            lock = self._locks.setdefault(_key(repository, oid), asyncio.Lock())
             async with lock, asyncio.timeout(self._timeout):
                 path = self._here(repository, oid) or await self._fetch(request, repository, oid)
         if path is None:
@@ -204,7 +208,7 @@ class LfsRoute:
         return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
 
     async def _fetch(self, request: web.Request, repository: LfsRepository, oid: str) -> Path | None:
-        key = (repository.repo_id, oid)
+        key = _key(repository, oid)
         if key not in self._links:
             # we were restarted, or it was long ago: the address that the client has says the size
             size = request.query.get("size", "")
@@ -222,16 +226,25 @@ class LfsRoute:
         await self._cache.grown(pointer.size)
         return path
 
-    async def _take(self, request: web.Request, repository: LfsRepository, oid: str) -> web.Response:
+    async def _take(
+        self, request: web.Request, repository: LfsRepository, oid: str, attempt: str
+    ) -> web.Response:
         if repository.staged is None:
             return _error(403, "This repository is read only here.")
-        room = self._max_new - await asyncio.to_thread(repository.staged.size)
-        most = min(room, self._max_object)
-        if most <= 0 or (request.content_length or 0) > most:
+        length = request.content_length
+        if length is None:
+            return _error(411, "The object's Content-Length is missing.")
+        room = self._max_new - await asyncio.to_thread(repository.staged.size) - self._coming[attempt]
+        if length > min(room, self._max_object):
             said = f"at most {size_text(self._max_object)} each and {size_text(self._max_new)} in all"
             return _error(507, f"This attempt brings too many large files: {said} are taken.")
-        async with asyncio.timeout(self._timeout):
-            await repository.staged.take(oid, None, request.content.iter_chunked(_CHUNK), limit=most)
+        self._coming[attempt] += length
+        try:
+            async with asyncio.timeout(self._timeout):
+                await repository.staged.take(oid, length, request.content.iter_chunked(_CHUNK), limit=length)
+        finally:
+            self._coming[attempt] -= length
+            self._coming += Counter()
         return web.Response(status=200)
 
     @asynccontextmanager
@@ -244,6 +257,10 @@ class LfsRoute:
         finally:
             self._moving[attempt] -= 1
             self._moving += Counter()  # drops what is at zero
+
+
+def _key(repository: LfsRepository, oid: str) -> _Key:
+    return (repository.installation_id, repository.repo_id, oid)
 
 
 class _Busy(Exception):

@@ -23,7 +23,7 @@ KNOWN = {"story", "runner", "settings", "llm", "when", "then"}
 KNOWN_THEN = {
     "job", "jobs", "fence", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
     "comment", "no comment", "check", "reactions", "tokens", "cost", "llm requests",
-    "llm saw", "llm never saw",
+    "llm saw", "llm never saw", "large files",
 }  # fmt: skip
 
 
@@ -94,6 +94,22 @@ class Teller:
             await person.rerequest_check(REPO, github.check_runs(REPO)[-1]["id"])
         elif verb == "pushes":
             await person.push_commit(REPO, what["branch"], what["files"])
+        elif verb == "pushes large":  # by Git LFS
+            pointers = {
+                path: github.add_large_file(REPO, text.encode()) for path, text in what["files"].items()
+            }
+            await person.push_commit(REPO, what["branch"], pointers)
+        elif verb == "makes repository":
+            await github.create_repo(
+                what["name"],
+                files=what["files"],
+                private=what.get("private", False),
+                collaborators=what.get("roles", {}),
+            )
+        elif verb == "pushes submodules":
+            await person.push_submodules(what.get("in", REPO), what["branch"], what["paths"])
+        elif verb == "pushes to":
+            await person.push_commit(what["name"], what["branch"], what["files"])
         elif verb == "opens pull":
             await person.push_commit(REPO, what["branch"], what["files"])
             pull = await person.open_pull(REPO, what["branch"], what["title"])
@@ -194,6 +210,9 @@ class Teller:
             assert part in (await github.file(REPO, branch or "", path) or "")
         for path in then.get("no files", []):
             assert await github.file(REPO, branch or "", path) is None
+        for path, part in then.get("large files", {}).items():
+            pointer = await github.file(REPO, branch or "", path) or ""
+            assert part.encode() in (github.large_file(REPO, f"{pointer}\n") or b"")
         if "pulls" in then:
             assert len(github.pulls(REPO)) == then["pulls"]
         if "pull" in then:
