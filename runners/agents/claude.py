@@ -8,10 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bot.model import FailureKind, Usage
+from bot.model import FailureKind
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
-from runners.agents.cli import CliAgent, items, json_lines, mapping, number, summarize_call, text
+from runners.agents.cli import (
+    CliAgent,
+    items,
+    json_lines,
+    mapping,
+    messages_usage,
+    number,
+    summarize_call,
+    text,
+)
 
 #: Retries of a failed request. The CLI's own default is 10, also for a wrong key: minutes of waiting.
 MAX_RETRIES = 5
@@ -120,19 +129,8 @@ def _final(event: Mapping[str, Any], detail: str, session: str | None) -> AgentE
         session_id=session,
         ok=ok,
         failure=None if ok else (failure or FailureKind.agent).value,
-        usage=_usage(event),
-    )
-
-
-def _usage(event: Mapping[str, Any]) -> Usage:
-    """What this run used. ``usage`` is of this run alone, ``total_cost_usd`` of the whole session: left out."""
-    usage = mapping(event.get("usage"))
-    return Usage(
-        input_tokens=number(usage.get("input_tokens")),
-        output_tokens=number(usage.get("output_tokens")),
-        cached_tokens=number(usage.get("cache_read_input_tokens")),
-        cache_write_tokens=number(usage.get("cache_creation_input_tokens")),
-        cost=None,
+        # of this run alone; `total_cost_usd` is of the whole session
+        usage=messages_usage(event.get("usage")),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from bot.model import Usage
 from bot.ports import AgentEvent, Command, Installation, Turn
 
 #: Longest text of one event, in characters. The whole line is kept in the attempt's log anyway.
@@ -101,6 +102,18 @@ def literal_at_signs(prompt: str) -> str:
     if "@" not in prompt:
         return prompt
     return "(Read `\\@` as an at sign.)\n\n" + re.sub(r"(?<!\\)@", r"\\@", prompt)
+
+
+def messages_usage(value: object) -> Usage:
+    """Tokens in the words of Anthropic's Messages API, which several CLIs use for their own reports; no cost."""
+    usage = mapping(value)
+    return Usage(
+        input_tokens=number(usage.get("input_tokens")),
+        output_tokens=number(usage.get("output_tokens")),
+        cached_tokens=number(usage.get("cache_read_input_tokens")),
+        cache_write_tokens=number(usage.get("cache_creation_input_tokens")),
+        cost=None,
+    )
 
 
 def summarize_call(name: str, arguments: Mapping[str, Any]) -> str:

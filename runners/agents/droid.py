@@ -16,10 +16,10 @@ from typing import Any
 
 import orjson
 
-from bot.model import FailureKind, Usage
+from bot.model import FailureKind
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
-from runners.agents.cli import CliAgent, json_lines, mapping, number, summarize_call, text
+from runners.agents.cli import CliAgent, json_lines, mapping, messages_usage, summarize_call, text
 from runners.agents.models import model_of
 
 #: The variable with the attempt's token, named in the settings.
@@ -91,7 +91,10 @@ def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
         case "completion":
             words = text(event.get("finalText"))
             return [
-                AgentEvent(kind="final", text=words, session_id=session, usage=_usage(event.get("usage")))
+                # after a resume it counts the turns before as well
+                AgentEvent(
+                    kind="final", text=words, session_id=session, usage=messages_usage(event.get("usage"))
+                )
             ]
         case "error":
             return [_error(event, session)]
@@ -114,18 +117,6 @@ def _error(event: Mapping[str, Any], session: str | None) -> AgentEvent:
         failure = failure or FailureKind.agent
         return AgentEvent(kind="final", text=words, session_id=session, ok=False, failure=failure.value)
     return AgentEvent(kind="error", text=words, ok=False, failure=failure.value if failure else None)
-
-
-def _usage(value: object) -> Usage:
-    """What the session used: after a resume the numbers include the turns before."""
-    usage = mapping(value)
-    return Usage(
-        input_tokens=number(usage.get("input_tokens")),
-        output_tokens=number(usage.get("output_tokens")),
-        cached_tokens=number(usage.get("cache_read_input_tokens")),
-        cache_write_tokens=number(usage.get("cache_creation_input_tokens")),
-        cost=None,
-    )
 
 
 DROID = CliAgent(
