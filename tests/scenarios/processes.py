@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -98,15 +99,14 @@ class Processes:
             await asyncio.sleep(0.05)
 
     def _environment(self) -> dict[str, str]:
-        values: dict[str, Any] = {
-            name: getattr(self.settings, name) for name in self.settings.model_fields_set
-        }
+        plain = self.settings.model_dump(mode="json")
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CONDUCTOR_")}
-        for name, value in values.items():
-            if name in ("models", "prices", "agents"):
-                continue
+        for name in self.settings.model_fields_set:
+            value = getattr(self.settings, name)
             if hasattr(value, "get_secret_value"):
                 value = value.get_secret_value()
+            elif isinstance(value, dict | tuple):
+                value = json.dumps(plain[name])
             if value is not None:
                 environment[f"CONDUCTOR_{name.upper()}"] = str(value)
         return environment

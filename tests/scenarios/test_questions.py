@@ -13,6 +13,7 @@ from sqlalchemy import update
 
 from bot.model import AttemptState, Job, JobState
 from bot.schema import jobs
+from tests.scenarios.processes import processes
 from tests.scenarios.world import REPO, World, world
 
 ASKS = """
@@ -173,3 +174,19 @@ async def test_nothing_is_left_where_the_last_job_was_done(tmp_path: Path) -> No
         await box.dealt_with()
         assert "Nothing here stopped half way" in box.github.comments(REPO, number)[-1]["body"]
         assert len(await box.store.recent_jobs()) == 1
+
+
+@pytest.mark.parametrize("when", ["while it waits", "when it was just answered"])
+async def test_kill_9_of_the_worker(when: str, tmp_path: Path) -> None:
+    async with processes(tmp_path, **SETTINGS) as (box, product):
+        number = await asked(box)
+        maria = box.github.as_user("maria")
+        if when == "while it waits":
+            await product.kill("worker")
+            await maria.comment(REPO, number, "/agent resume Blue.")
+        else:
+            await maria.comment(REPO, number, "/agent resume Blue.")
+            await until(box, number, lambda job: job.answer is not None)
+            await product.kill("worker")
+        await product.start("worker")
+        await check_done(box, number, fence=1, words="Blue.")

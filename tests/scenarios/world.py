@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class World:
     settings: Settings
     store: Store
     llm: ScriptedLlm | None
-    workers: contextlib.AsyncExitStack
-    redactor: Redactor
+    workers: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+    redactor: Redactor = field(default_factory=Redactor)
 
     async def stop_worker(self) -> None:
         """End the worker as SIGTERM does: what runs goes on without it."""
