@@ -27,8 +27,8 @@ from tests.scenarios.world import CANARIES, settings_for
 
 ROUND_TIMEOUT = 240.0  # seconds for twenty stories and all faults
 CLEAN_TIMEOUT = 150.0  # seconds until nothing is left over: the janitor goes round every minute
-SPREAD = 8.0  # seconds over which the people of a round come
-LONGEST_OUTAGE = 3.0  # seconds that a killed part stays away
+SPREAD = 6.0  # seconds over which the people of a round come
+LONGEST_OUTAGE = 2.0  # seconds that a killed part stays away
 FAULTS = (
     "server",
     "worker",
@@ -67,7 +67,7 @@ def plan(rng: random.Random, database_faults: Sequence[str]) -> list[Fault]:
         Fault(
             kind=kind,
             point=point,
-            moment=rng.uniform(0, 1),
+            moment=rng.uniform(0, 0.7),
             outage=rng.uniform(0, LONGEST_OUTAGE),
             detail={
                 "database": rng.choice(list(database_faults)),

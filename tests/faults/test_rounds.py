@@ -33,3 +33,4 @@ async def test_every_part_is_killed_while_twenty_stories_run(
             with capsys.disabled():
                 print(f"\nfaults, {kind}: CONDUCTOR_FAULTS_SEED={seed} ", end="", flush=True)
             await everything.round(seed)
+            print(everything.timeline)

@@ -155,6 +155,7 @@ async def test_a_host_that_is_cut_off_and_comes_back_changes_nothing(
     async with site(tmp_path, image_files) as place:
         try:
             await _story(place, timeline)
+            print(timeline)
         except (AssertionError, TimeoutError) as error:
             logs = [f"{part.name}:\n{part.log()[-7000:]}" for part in _logged(place)]
             stories = "\n".join(map(str, place.stories.values()))
