@@ -23,13 +23,6 @@ SHIM = b"print('placeholder')\n"
 #: The paths that the CA bundle has or could have in an image, and what would point at it.
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[docker.DockerClient]:
-    client = docker.from_env()
-    yield client
-    client.close()
-
-
 def table_of(package: str) -> dict[str, Capability]:
     """A capability called ``absent`` that needs ``package``."""
     return known_capabilities({"absent": Capability(packages=(package,))})

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
-
 import docker
 import pytest
 
@@ -13,23 +9,6 @@ from runners.agents.registry import agent
 from runners.images import ImageBuilder
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[docker.DockerClient]:
-    client = docker.from_env()
-    yield client
-    client.close()
-
-
-@pytest.fixture
-async def builder() -> AsyncIterator[ImageBuilder]:
-    # a machine behind a TLS inspecting proxy says so in this variable
-    bundle = os.environ.get("SSL_CERT_FILE")
-    ca_bundle = Path(bundle).read_bytes() if bundle else b""
-    builder = ImageBuilder(base="debian:bookworm-slim", shim=b"print(1)\n", ca_bundle=ca_bundle)
-    yield builder
-    await builder.close()
 
 
 @pytest.mark.parametrize("name", ["gemini", "opencode", "qwen"])
