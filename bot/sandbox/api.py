@@ -246,7 +246,7 @@ class Api:
             args=args,
             query=dict(parse_qsl(request.query)),
             body=None,
-            found_repository=self._visible(actor, args),
+            found_repository=self._visible(actor, args, operation.id),
         )
         if actor.kind == "installation":
             self._token_may(actor, operation.id)
@@ -267,10 +267,13 @@ class Api:
                 401, "This endpoint takes an installation access token, not the App's JSON web token."
             )
 
-    def _visible(self, actor: Actor, args: Mapping[str, str]) -> Repository | None:
+    def _visible(self, actor: Actor, args: Mapping[str, str], operation: str) -> Repository | None:
         if "repo" not in args:
             return None
         repository = self._github.world.repository(args["owner"], args["repo"])
+        foreign = repository is not None and self._github.world.installation_for(repository) is None
+        if operation == "repos/get" and repository and foreign and not repository.private:
+            return repository  # everybody sees it, and installations are somebody
         if repository is None or not can_see(self._github, actor, repository):
             raise not_found()
         return repository
