@@ -740,9 +740,9 @@ class _Attempt:
         # what fails here is told later: housekeeping looks for ends that were not reported
         await self._report(self.host.reporter.finished(self.job, also_on=self.job.base_sha))
 
-    async def put_container_away(self) -> None:
+    async def put_container_away(self, grace: float = GRACE) -> None:
         """Remove the container; what cannot be removed now is the janitor's."""
-        await self._report(self._remove_container())
+        await self._report(self._remove_container(grace))
 
     async def leave(self) -> None:
         """Close what this process holds open; nothing is removed."""
@@ -757,16 +757,16 @@ class _Attempt:
     async def clean_up(self) -> None:
         """Remove what the attempt left on this host, then let the next jobs go."""
         host = self.host
-        await self.put_container_away()
+        await self.put_container_away(grace=1.0)  # nobody takes the shim's report any more
         host.mirrors.release(self.attempt.id)
         await asyncio.to_thread(_remove_tree, self.directory)
         await host.store.set_attempt(self.attempt, AttemptState.ended)
         await host.scheduler.offer_waiting()
 
-    async def _remove_container(self) -> None:
+    async def _remove_container(self, grace: float = GRACE) -> None:
         for found in await self.host.runner.list():
             if found.attempt_id == self.attempt.id:
-                await self.host.runner.stop(found, GRACE)
+                await self.host.runner.stop(found, grace)
                 await self.host.runner.remove(found)
 
     async def _set_attempt(self, state: AttemptState) -> None:
