@@ -23,7 +23,7 @@ from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.state import Delivery
 from tests.scenarios.world import CANARIES
 
-ANSWER_TIMEOUT = 60.0  # seconds
+ANSWER_TIMEOUT = 180.0  # seconds
 LINE_LIMIT = 64 * 2**20  # bytes of one answer
 
 
