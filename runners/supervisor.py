@@ -183,7 +183,9 @@ class Supervisor:
             else:
                 return
             await asyncio.sleep(delay)
+            # both went on meanwhile: another state, another deadline
             job = await self._store.job(job.id) or job
+            attempt = await self._store.attempt(attempt.id) or attempt
 
     async def _give_up(self, job: Job, attempt: Attempt, error: Exception) -> None:
         words = (
@@ -203,12 +205,14 @@ class Supervisor:
         await self._store.set_attempt(attempt, AttemptState.ended)
 
     async def _pass_on_cancellations(self) -> None:
-        if not self._stops:
+        """Also to attempts that are void: what they did from now on would cost money and change nothing."""
+        mine = dict(self._stops)
+        if not mine:
             return
-        for job in await self._store.active_jobs(JobState.running, JobState.paused):
-            if job.cancel_requested_by:
-                with suppress(KeyError):
-                    self._stops[f"{job.id}-{job.fence}"].set()
+        jobs = await self._store.active_jobs(JobState.running, JobState.paused)
+        wanted = {f"{job.id}-{job.fence}" for job in jobs if not job.cancel_requested_by}
+        for attempt_id in mine.keys() - wanted:
+            mine[attempt_id].set()
 
     async def _look_after_own(self) -> None:
         """Go on with attempts of this host that nobody works at: answered, cancelled or asked long ago."""
@@ -238,12 +242,17 @@ class Supervisor:
                 await self._hibernate(job, attempt)
             elif needs_of(job.queue) <= self.serves and self.slots.acquire(0):
                 async with self._claiming:
-                    taken = await self._store.take_over(job.id, from_fence=attempt.fence, host=self._host)
-                    if taken is None:
-                        self.slots.release()
-                        continue
-                    log.warning("taken over from a silent host", attempt=attempt.id, host=attempt.host)
-                    self._spawn(*taken)
+                    taken = None
+                    try:
+                        taken = await self._store.take_over(
+                            job.id, from_fence=attempt.fence, host=self._host
+                        )
+                    finally:
+                        if taken is None:
+                            self.slots.release()
+                    if taken is not None:
+                        log.warning("taken over from a silent host", attempt=attempt.id, host=attempt.host)
+                        self._spawn(*taken)
 
     async def _hibernate(self, job: Job, attempt: Attempt) -> None:
         """A paused job needs its host no more: what it has done is kept, and any host may wake it up."""

@@ -1,0 +1,114 @@
+"""Attack class 28 on the whole program: an attempt that lost its job without knowing it changes nothing any more."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bot.model import Job, JobState, Phase
+from bot.sandbox.faults import Fault
+from tests.scenarios.world import REPO, World, world
+
+pytestmark = pytest.mark.timeout(180)
+
+
+async def working(box: World, steps: str) -> Job:
+    """A job whose agent works."""
+    maria = box.github.as_user("maria")
+    number = int((await maria.open_issue(REPO, "Work", f"```sh\n{steps}\n```"))["number"])
+    await maria.add_label(REPO, number, "agent")
+    job = await until(box, number, Phase.agent)
+    async with asyncio.timeout(60):
+        while not any("is working on it" in text for text in told(box, job)):
+            await asyncio.sleep(0.005)
+    return job
+
+
+async def until(box: World, number: int, phase: Phase) -> Job:
+    async with asyncio.timeout(60):
+        while (job := await box.job(number)).phase is not phase or (
+            phase is Phase.publish and not job.head_sha
+        ):
+            assert not job.state.final, job.message
+            await asyncio.sleep(0.005)
+    return job
+
+
+async def lost(box: World, job: Job) -> Job:
+    """Another host takes the job over, as when this one had been silent for too long."""
+    taken = await box.store.take_over(job.id, from_fence=job.fence, host="another")
+    assert taken is not None
+    return taken[0]
+
+
+async def left(box: World, job: Job) -> None:
+    """The first host has noticed and removed everything."""
+    folder = box.settings.data_dir.absolute() / "attempts" / f"{job.id}-1"
+    async with asyncio.timeout(60):
+        while folder.exists():
+            await asyncio.sleep(0.02)
+
+
+async def nothing_changed(box: World, taken: Job, told: list[str]) -> None:
+    await box.github.deliveries_settled()
+    now = await box.store.job(taken.id)
+    assert now is not None
+    assert (now.state, now.fence, now.finished_at) == (JobState.running, 2, None)
+    assert (now.head_sha, now.pull_number, now.summary, now.failure) == (
+        taken.head_sha,
+        None,
+        taken.summary,
+        None,
+    )
+    assert await box.new_branches() == []
+    assert box.github.pulls(REPO) == []
+    assert box.github.check_runs(REPO) == []
+    assert [comment["body"] for comment in box.github.comments(REPO, taken.number)] == told
+
+
+def told(box: World, job: Job) -> list[str]:
+    return [comment["body"] for comment in box.github.comments(REPO, job.number)]
+
+
+@pytest.mark.parametrize("end", ["exit 0", "exit 1"])
+async def test_28_a_zombie_that_ends_tells_and_pushes_nothing(end: str, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with world(tmp_path) as box:
+        job = await working(box, f"echo 1 > one.txt; until [ -e {gate} ]; do sleep 0.05; done; {end}")
+        before = told(box, job)
+        taken = await lost(box, job)
+        gate.touch()
+        await left(box, job)
+        await nothing_changed(box, taken, before)
+
+
+async def test_28_a_zombie_is_stopped_and_does_not_spend_its_whole_time(tmp_path: Path) -> None:
+    ended = tmp_path / "ended"
+    async with world(tmp_path) as box:
+        job = await working(box, f"trap 'touch {ended}; exit' TERM; sleep 600 & wait")
+        before = told(box, job)
+        taken = await lost(box, job)
+        await left(box, job)
+        await nothing_changed(box, taken, before)
+
+
+@pytest.mark.parametrize(("signing", "late"), [("none", "/access_tokens"), ("api", "/git/commits")])
+async def test_28_a_zombie_that_is_about_to_push_does_not(signing: str, late: str, tmp_path: Path) -> None:
+    """The last moment: all is checked, the commit is made, the token is on its way."""
+    gate = tmp_path / "gate"
+    async with world(tmp_path, commit_signing=signing) as box:
+        job = await working(box, f"echo 1 > one.txt; until [ -e {gate} ]; do sleep 0.05; done")
+        box.github.faults.add(Fault(method="POST", path=late, delay=3, times=1))
+        gate.touch()
+        async with asyncio.timeout(60):
+            while box.github.faults.waiting:  # taken by the request that waits now
+                await asyncio.sleep(0.005)
+        before = told(box, job)
+        taken = await lost(box, await box.job(job.number))
+        await left(box, job)
+        await nothing_changed(box, taken, before)
+        writing = [one for one in box.github.world.tokens.values() if one.repository_ids is not None]
+        # the token for the push, if it was made, is revoked
+        assert [one.permissions for one in writing if one.permissions.get("contents") == "write"] == []
