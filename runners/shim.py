@@ -33,8 +33,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, TypeVar
 
 MAX_LINE = 1 << 20  # bytes of one output line; the rest is cut
-MAX_POST = 512 * 1024  # bytes of one post of events (one longer line may exceed it)
+MAX_POST = 512 * 1024  # bytes of one post of events (one longer event may exceed it)
 MAX_POST_LINES = 4000
+MAX_EVENT_LINES = 500
 POST_INTERVAL = 0.02  # seconds between two small posts: bounds what a chatty agent costs the host
 MAX_SPOOL = 256 << 20  # unacknowledged bytes on disk before the agent's output is no longer read
 MAX_HELD = 4 << 20  # the same in memory, for when the disk is full
@@ -224,15 +225,20 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> list[str]:
         """The lines completed by ``data``, without their ends."""
-        pieces = data.split(b"\n")
-        lines = []
-        for piece in pieces[:-1]:
-            if self._kept or len(piece) > MAX_LINE:
+        whole, end, rest = data.rpartition(b"\n")
+        lines: list[str] = []
+        if end and self._kept:
+            first, end, whole = whole.partition(b"\n")
+            self._add(first)
+            lines.append(self._take())
+        if end and len(whole) > MAX_LINE:
+            for piece in whole.split(b"\n"):
                 self._add(piece)
                 lines.append(self._take())
-            else:
-                lines.append(piece.decode("utf-8", "replace").rstrip("\r"))
-        self._add(pieces[-1])
+        elif end:
+            text = whole.decode("utf-8", "replace")  # at once: no character holds the byte of a line's end
+            lines += [line.rstrip("\r") for line in text.split("\n")] if "\r" in text else text.split("\n")
+        self._add(rest)
         return lines
 
     def finish(self) -> list[str]:
@@ -254,8 +260,14 @@ class LineSplitter:
         return text
 
 
+_SEQ = '{"seq":'  # what each event in the spool begins with; the number of its last line follows
+
+
 class Spool:
-    """Lines that the gateway has not acknowledged yet, as JSON, in a file; in memory while the disk is full."""
+    """Lines that the gateway has not acknowledged yet, in a file; in memory while the disk is full.
+
+    Lines that came together are one event: a line of JSON, ready to be posted.
+    """
 
     def __init__(self, path: Path) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -268,7 +280,7 @@ class Spool:
         self.empty = asyncio.Event()
         self.empty.set()
         self.seq = 0  # of the newest line
-        self.acked = 0
+        self.acked = 0  # of the newest that is forgotten
         self.grown = asyncio.Event()
 
     def close(self) -> None:
@@ -279,11 +291,12 @@ class Spool:
         """Append lines."""
         if not lines:
             return
-        head = f'"time":{time.time():.3f},"stream":"{stream}","line":'
+        about = f'"time":{time.time():.3f},"stream":"{stream}","lines":['
         block = []
-        for line in lines:
-            self.seq += 1
-            block.append(f'{{"seq":{self.seq},{head}{encode_basestring(line)}}}\n')
+        for start in range(0, len(lines), MAX_EVENT_LINES):
+            some = lines[start : start + MAX_EVENT_LINES]
+            self.seq += len(some)
+            block.append(f"{_SEQ}{self.seq},{about}{','.join(map(encode_basestring, some))}]}}\n")
         data = "".join(block).encode("utf-8", "replace")
         if self._held or not self._write(data):
             self._held.append(data)
@@ -314,7 +327,7 @@ class Spool:
         return self._end - self._start + self._held_size
 
     def block(self) -> tuple[bytes, int]:
-        """The oldest unacknowledged lines, at most one post's worth, and how many they are."""
+        """The oldest unacknowledged events, at most one post's worth, and the number of their last line."""
         if self._start == self._end:
             data = b"".join(self._held)
             cut = data.rfind(b"\n", 0, MAX_POST) + 1 or data.find(b"\n") + 1
@@ -326,18 +339,18 @@ class Spool:
                 if cut or not data:
                     break
                 size *= 2
-        data = data[:cut]
-        count = data.count(b"\n")
-        if count > MAX_POST_LINES:
-            position = -1
-            for _ in range(MAX_POST_LINES):
-                position = data.find(b"\n", position + 1)
-            return data[: position + 1], MAX_POST_LINES
-        return data, count
+        last = self.acked
+        while cut:
+            begin = data.rfind(b"\n", 0, cut - 1) + 1
+            last = int(data[begin + len(_SEQ) : data.index(b",", begin)])
+            if last - self.acked <= MAX_POST_LINES or not begin:
+                break
+            cut = begin
+        return data[:cut], last
 
-    def forget(self, size: int, count: int) -> None:
-        """The oldest ``size`` bytes, ``count`` lines, are on the host."""
-        self.acked += count
+    def forget(self, size: int, last: int) -> None:
+        """The oldest ``size`` bytes, up to line number ``last``, are on the host."""
+        self.acked = last
         if self._start < self._end:
             self._start += size
             if self._start == self._end:
@@ -1201,8 +1214,8 @@ class Shim:
     async def _send(self) -> None:
         """Post what is in the spool, oldest first, and forget what the host has on its disk."""
         while True:
-            block, count = self.spool.block()
-            if not count:
+            block, last = self.spool.block()
+            if not block:
                 self.spool.grown.clear()
                 await self.spool.grown.wait()
                 continue
@@ -1210,12 +1223,13 @@ class Shim:
             status, answer = await self.gateway.call("POST", "/events", body)
             if status != 200:
                 # the host will not take these lines however often they are sent; the turn must not hang on them
-                self.spool.forget(len(block), count)
+                count = last - self.spool.acked
+                self.spool.forget(len(block), last)
                 if not self._refused:  # once: a remark may be refused too
                     self._refused = True
                     self.remark(f"The host refused {count} lines of output with status {status}.")
-            elif int(json.loads(answer)["acked"]) >= self.spool.acked + count:
-                self.spool.forget(len(block), count)
+            elif int(json.loads(answer)["acked"]) >= last:
+                self.spool.forget(len(block), last)
             else:
                 raise GatewayGone("the gateway acknowledges fewer lines than were sent")
             if self.spool.size < MAX_POST // 2:

@@ -35,7 +35,7 @@ from bot.model import FailureKind, Usage
 from bot.terms import Terms
 from runners import shim
 
-MAX_EVENTS = 5000  # in one post
+MAX_LINES = 5000  # in one post
 MAX_LINE = shim.MAX_LINE + 100  # characters: the shim's limit and its note about what was cut
 MAX_RECORDED = 200 << 20  # bytes of one attempt's events
 FULL = "The output of this attempt is longer than what is kept of it; the rest is dropped."
@@ -74,16 +74,21 @@ class Outcome(BaseModel):
 
 @with_config(ConfigDict(strict=True, extra="forbid"))
 class _PostedEvent(TypedDict):
+    """Lines that came together. One number and one time for all of them: what the host checks is small."""
+
     seq: Annotated[int, Field(gt=0, lt=1 << 53)]
     time: Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]
     stream: Literal["stdout", "stderr", "conductor"]
-    line: Annotated[str, StringConstraints(max_length=MAX_LINE)]
+    lines: Annotated[
+        list[Annotated[str, StringConstraints(max_length=MAX_LINE)]],
+        Field(min_length=1, max_length=MAX_LINES),
+    ]
 
 
 @with_config(ConfigDict(strict=True, extra="forbid"))
 class _Post(TypedDict):
     turn: Annotated[int, Field(ge=0, le=1_000_000)]
-    events: Annotated[list[_PostedEvent], Field(min_length=1, max_length=MAX_EVENTS)]
+    events: Annotated[list[_PostedEvent], Field(min_length=1, max_length=MAX_LINES)]
 
 
 _POST = TypeAdapter(_Post)
@@ -216,7 +221,7 @@ class Desk:
         self._size = os.fstat(self._events).st_size
         if last is not None:
             self._seq = last["events"][-1]["seq"]
-            self._full = last["events"][-1]["line"] == FULL
+            self._full = last["events"][-1]["lines"] == [FULL]
         for entry in _lines(self.directory / "usage.jsonl"):
             with suppress(ValueError, TypeError, KeyError):  # the last one may be torn
                 record = orjson.loads(entry)
@@ -347,16 +352,22 @@ class Desk:
             raise BadMessage(f"The events are not what the protocol says: {_first(error)}") from error
         if post["turn"] > len(self._turns):
             raise BadMessage(f"There is no turn {post['turn']}.")
-        previous = 0
+        previous = count = 0
         for event in post["events"]:
-            if event["seq"] <= previous:
+            lines = event["lines"]
+            count += len(lines)
+            if event["seq"] - len(lines) < previous:
                 raise BadMessage("The sequence numbers of the events do not rise.")
-            if "\n" in event["line"]:
+            if "\n" in "".join(lines):
                 raise BadMessage("An event's line is one line.")
             previous = event["seq"]
+        if count > MAX_LINES:
+            raise BadMessage(f"One post has at most {MAX_LINES} lines.")
         if previous > self._seq:
-            if post["events"][0]["seq"] <= self._seq:  # some came before
+            if (first := post["events"][0])["seq"] - len(first["lines"]) < self._seq:  # some came before
                 post["events"] = [event for event in post["events"] if event["seq"] > self._seq]
+                first = post["events"][0]
+                first["lines"] = first["lines"][-(first["seq"] - self._seq) :]
             if not self._full:
                 self._record(post)
             self._sign_at = time.monotonic()
@@ -368,7 +379,7 @@ class Desk:
         full = self._size + len(data) > self._max_recorded
         if full:
             seq = post["events"][-1]["seq"]
-            post["events"] = [{"seq": seq, "time": time.time(), "stream": "conductor", "line": FULL}]
+            post["events"] = [{"seq": seq, "time": time.time(), "stream": "conductor", "lines": [FULL]}]
             data = orjson.dumps(post, option=orjson.OPT_APPEND_NEWLINE)
         try:
             if os.write(self._events, data) != len(data):
@@ -506,7 +517,9 @@ def _decode(line: bytes) -> Iterator[Event]:
     post = orjson.loads(line)
     turn = post["turn"]
     for event in post["events"]:
-        yield Event(event["seq"], turn, event["time"], event["stream"], event["line"])
+        lines, when, stream = event["lines"], event["time"], event["stream"]
+        for seq, text in enumerate(lines, event["seq"] - len(lines) + 1):
+            yield Event(seq, turn, when, stream, text)
 
 
 def _first(error: ValidationError) -> str:

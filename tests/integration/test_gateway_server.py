@@ -82,7 +82,7 @@ async def test_a_turn_is_fetched_reported_and_finished(tmp_path: Path) -> None:
     async with served(desk, long_poll=0.01) as client:
         assert await ask(client, "GET", "/turns/next?after=0") == (200, TURN)
         assert await ask(client, "GET", "/turns/next?after=1") == (204, None)
-        events = {"turn": 1, "events": [{"seq": 1, "time": 1, "stream": "stderr", "line": "x"}]}
+        events = {"turn": 1, "events": [{"seq": 1, "time": 1, "stream": "stderr", "lines": ["x"]}]}
         assert await ask(client, "POST", "/events", json=events) == (200, {"acked": 1})
         assert await ask(client, "POST", "/turns/1/outcome", json={"exit_code": 0}) == (200, {})
         before = desk.last_heard

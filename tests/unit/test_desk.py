@@ -22,7 +22,9 @@ def post(*events: tuple[int, str], turn: int = 1) -> bytes:
     return json.dumps(
         {
             "turn": turn,
-            "events": [{"seq": seq, "time": 1.5, "stream": "stdout", "line": line} for seq, line in events],
+            "events": [
+                {"seq": seq, "time": 1.5, "stream": "stdout", "lines": [line]} for seq, line in events
+            ],
         }
     ).encode()
 
@@ -200,6 +202,24 @@ async def test_a_record_of_only_a_torn_line_is_an_empty_one(tmp_path: Path) -> N
     desk.close()
 
 
+async def test_lines_that_came_together_are_numbered_up_to_their_events_number(tmp_path: Path) -> None:
+    desk = make(tmp_path)
+    together = {"turn": 1, "events": [EVENT | {"seq": 3, "lines": ["a", "b", "c"]}]}
+    assert desk.take_events(json.dumps(together).encode()) == 3
+    # what was taken is cut off in the middle of an event, as after an acknowledgement that was lost
+    together["events"] = [
+        EVENT | {"seq": 1, "lines": ["changed"]},
+        EVENT | {"seq": 5, "lines": ["changed", "changed", "d", "e"]},
+        EVENT | {"seq": 7, "lines": ["f", "g"]},
+    ]
+    assert desk.take_events(json.dumps(together).encode()) == 7
+    desk = again(desk)
+    assert desk.last_seq == 7
+    assert [(event.seq, event.line) for event in await recorded(desk)] == list(enumerate("abcdefg", 1))
+    assert [event.seq for event in await recorded(desk, after=4)] == [5, 6, 7]
+    desk.close()
+
+
 async def test_output_without_end_stops_at_the_limit_with_one_remark(tmp_path: Path) -> None:
     desk = make(tmp_path, max_recorded=2000)
     for start in range(1, 100, 3):
@@ -258,7 +278,7 @@ async def test_closing_ends_followers_and_waiters(tmp_path: Path) -> None:
     assert isinstance(outcome, InfrastructureError)
 
 
-EVENT = {"seq": 5, "time": 1.5, "stream": "stdout", "line": "x"}
+EVENT = {"seq": 5, "time": 1.5, "stream": "stdout", "lines": ["x"]}
 
 
 @pytest.mark.parametrize(
@@ -280,8 +300,12 @@ EVENT = {"seq": 5, "time": 1.5, "stream": "stdout", "line": "x"}
         json.dumps({"turn": 2, "events": [EVENT]}).encode(),  # was never given
         json.dumps({"turn": 1, "events": [EVENT], "more": 1}).encode(),
         b"[" * 100_000,
-        b'{"turn": 1, "events": [{"seq": 5, "time": 1, "stream": "stdout", "line": "\\ud800"}]}',
-        json.dumps({"turn": 1, "events": [EVENT] * 5001}).encode(),
+        b'{"turn": 1, "events": [{"seq": 5, "time": 1, "stream": "stdout", "lines": ["\\ud800"]}]}',
+        post(*((seq, "x") for seq in range(2, 5003))),
+        json.dumps({"turn": 1, "events": [EVENT | {"seq": 9000, "lines": ["x"] * 5001}]}).encode(),
+        json.dumps(
+            {"turn": 1, "events": [EVENT | {"seq": seq, "lines": ["x"] * 2600} for seq in (3000, 6000)]}
+        ).encode(),
         *(
             json.dumps({"turn": 1, "events": [EVENT | {"seq": 4}, EVENT | wrong]}).encode()
             for wrong in (
@@ -302,10 +326,14 @@ EVENT = {"seq": 5, "time": 1.5, "stream": "stdout", "line": "x"}
                 {"stream": "stdin"},
                 {"stream": ["stdout"]},
                 {"stream": 1},
-                {"line": 1},
-                {"line": None},
-                {"line": "two\nlines"},
-                {"line": "x" * ((1 << 20) + 101)},
+                {"lines": 1},
+                {"lines": None},
+                {"lines": "x"},
+                {"lines": []},
+                {"lines": [1]},
+                {"lines": ["x", "two\nlines"]},
+                {"lines": ["x" * ((1 << 20) + 101)]},
+                {"lines": ["x", "y"]},  # the first of them would be number 4 once more
                 {"extra": 1},
             )
         ),

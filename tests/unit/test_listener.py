@@ -16,7 +16,7 @@ async def heard(tmp_path: Path, name: str, *lines: str, stream: str = "stdout") 
     """A listener to a turn of the agent ``name`` that printed ``lines`` and ended."""
     desk = Desk.create(tmp_path / "desk", attempt_id="j1-1", mirror=None)
     desk.give({"number": 1, "command": {"argv": ["x"]}, "timeout": 5})
-    events = [{"seq": n, "time": 1.5, "stream": stream, "line": line} for n, line in enumerate(lines, 1)]
+    events = [{"seq": n, "time": 1.5, "stream": stream, "lines": [line]} for n, line in enumerate(lines, 1)]
     desk.take_events(json.dumps({"turn": 1, "events": events}).encode())
     desk.take_outcome(1, b'{"exit_code": 0}')
     listener = Listener(agent(name))
