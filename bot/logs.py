@@ -7,6 +7,7 @@ to the job and its container.
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,11 @@ Mode = Literal["dev", "prod"]
 #: Libraries that tell more at INFO than an operator wants to read.
 _QUIET = ("aiohttp.access", "alembic", "httpx", "httpcore", "rq.worker", "sqlalchemy.engine", "aiosqlite")
 
+#: What a terminal would obey, and what makes one line look like two or like another one: texts of others hold it.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+#: The same, but for colours.
+_CONTROL_BUT_COLOURS = re.compile(rf"(?!\x1b\[[0-9;]*m){_CONTROL.pattern}")
+
 
 def configure(mode: Mode, level: str, redactor: Redactor, *, stream: TextIO | None = None) -> None:
     """Send all logging to ``stream`` (default: standard error): JSON in ``prod``, for people in ``dev``.
@@ -36,12 +42,15 @@ def configure(mode: Mode, level: str, redactor: Redactor, *, stream: TextIO | No
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
+    control = _CONTROL
     final: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if mode == "prod":
         final += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
     else:
-        final.append(structlog.dev.ConsoleRenderer(colors=(stream or sys.stderr).isatty()))
-    final.append(_redacting(redactor))
+        colours = (stream or sys.stderr).isatty()
+        final.append(structlog.dev.ConsoleRenderer(colors=colours))
+        control = _CONTROL_BUT_COLOURS if colours else _CONTROL
+    final.append(_safe(redactor, control))
 
     handler = _Handler(stream)
     handler.setFormatter(
@@ -86,11 +95,11 @@ class _Handler(logging.StreamHandler[TextIO]):
     """The handler of :func:`configure`, which the next call replaces."""
 
 
-def _redacting(redactor: Redactor) -> Any:
-    def redact(_logger: WrappedLogger, _method: str, line: EventDict | str) -> str:
-        return redactor.text(str(line))
+def _safe(redactor: Redactor, control: re.Pattern[str]) -> Any:
+    def safe(_logger: WrappedLogger, _method: str, line: EventDict | str) -> str:
+        return control.sub(lambda match: f"\\u{ord(match[0]):04x}", redactor.text(str(line)))
 
-    return redact
+    return safe
 
 
 def _dumps(event: Any, **_options: Any) -> str:
