@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Provide what the tests on real parts need: Redis, PostgreSQL, Chromium, git, a Docker engine and its base image.
+# Provide what the tests on real parts need: Redis, PostgreSQL, Chromium, git, Git LFS, a Docker engine, its base image.
 #
 #   tests/provision.sh           install and start what is missing, where this user may (root, apt-get)
 #   tests/provision.sh --check   only tell what is there
@@ -68,6 +68,7 @@ why_not() {
 # --- what is here ----------------------------------------------------------------------------------------
 
 has_git() { command -v git >/dev/null; }
+has_git_lfs() { command -v git-lfs >/dev/null; }
 has_redis() { command -v redis-server >/dev/null; }
 has_postgresql() {
   command -v initdb >/dev/null && command -v postgres >/dev/null && return
@@ -118,6 +119,7 @@ install() { # PACKAGE…: those of them that apt offers; fails when none is offe
 provide_packages() {
   local wanted=()
   has_git || wanted+=(git)
+  has_git_lfs || wanted+=(git-lfs)
   has_redis || wanted+=(redis-server)
   has_postgresql || wanted+=(postgresql)
   has_chromium || wanted+=(chromium)
@@ -266,6 +268,7 @@ reason() { if [[ $mode == --check ]]; then echo "run tests/provision.sh"
   elif may_install; then echo "its installation failed (see above)"; else why_not "$1"; fi; }
 
 report git "git" "$(reason git)" has_git
+report git-lfs "git-lfs" "$(reason git-lfs)" has_git_lfs
 report redis "redis-server" "$(reason redis-server)" has_redis
 report postgresql "PostgreSQL" "$(reason postgresql)" has_postgresql
 report chromium "Chromium" "$(reason chromium)" has_chromium
