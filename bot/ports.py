@@ -177,7 +177,8 @@ class Agent(Protocol):
 
     name: str
     version: str  # exact version installed in the image; "" when nothing is installed
-    llm: str | None  # "anthropic", "openai", "gemini": which proxy of the gateway it speaks to; "own"; None: no model
+    #: "anthropic", "openai", "gemini": which proxy of the gateway it speaks to; "own"; None: it needs no model
+    llm: str | None
     instruction_file: str | None  # the file in the repository that it reads by itself
     session_paths: Sequence[str]  # below HOME: what must be kept to resume
     installation: Installation | None  # None: templates/image/<name>.j2 knows

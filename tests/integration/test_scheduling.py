@@ -76,7 +76,7 @@ class Story:
 
     async def answer(self, job: Job) -> None:
         await asyncio.sleep(self.chance.random() * 0.05)
-        assert await self.store.answer(job.id, "yes", "maria")
+        assert await self.store.answer(job.id, "yes", "maria", event="d/0")
         await self.scheduler.offer_waiting()
 
     def look(self, host: str, job: Job) -> None:

@@ -407,11 +407,19 @@ async def test_what_the_branch_brings_can_be_read_beside_the_tree_as_data(host: 
             "cd ../pull-request; find . -type f | sort; "
             "cat CLAUDE.md.txt .claude/settings.json.txt .mcp.json.txt; echo; "
             "cat INDEX.txt; cd ../repo; git status --porcelain; echo new > AGENTS.md",
-            checkout={"restore": ["**/CLAUDE.md", "AGENTS.md", ".claude", ".mcp.json"], "restore_from": trusted},
+            checkout={
+                "restore": ["**/CLAUDE.md", "AGENTS.md", ".claude", ".mcp.json"],
+                "restore_from": trusted,
+            },
         )
         assert outcome.error is None
         lines = await host.lines()
-        assert lines[:4] == ["./.claude/settings.json.txt", "./.mcp.json.txt", "./CLAUDE.md.txt", "./INDEX.txt"]
+        assert lines[:4] == [
+            "./.claude/settings.json.txt",
+            "./.mcp.json.txt",
+            "./CLAUDE.md.txt",
+            "./INDEX.txt",
+        ]
         assert lines[4:7] == ["other", "{}", "/etc/passwd"]
         assert "'big/CLAUDE.md': left out: too large or too many" in lines
         assert "'.mcp.json': a symbolic link to '/etc/passwd'" in lines

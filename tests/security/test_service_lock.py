@@ -177,9 +177,9 @@ async def test_root_has_five_capabilities_and_cannot_get_more(cell: Cell) -> Non
         "dmesg",
     ]
     for attack in tries:
-        assert (await cell.tried(f"({attack}) >/dev/null 2>&1 && echo worked || echo failed")) == "failed\n", (
-            attack
-        )
+        assert (
+            await cell.tried(f"({attack}) >/dev/null 2>&1 && echo worked || echo failed")
+        ) == "failed\n", attack
 
 
 async def test_there_is_no_way_out(cell: Cell) -> None:
