@@ -36,6 +36,7 @@ MAX_LINE = 1 << 20  # bytes of one output line; the rest is cut
 MAX_POST = 512 * 1024  # bytes of one post of events (one longer event may exceed it)
 MAX_POST_LINES = 4000
 MAX_EVENT_LINES = 500
+SMALL_POST = MAX_POST // 2
 POST_INTERVAL = 0.02  # seconds between two small posts: bounds what a chatty agent costs the host
 MAX_SPOOL = 256 << 20  # unacknowledged bytes on disk before the agent's output is no longer read
 MAX_HELD = 4 << 20  # the same in memory, for when the disk is full
@@ -282,6 +283,7 @@ class Spool:
         self.seq = 0  # of the newest line
         self.acked = 0  # of the newest that is forgotten
         self.grown = asyncio.Event()
+        self.plenty = asyncio.Event()  # there is enough for a post that is not small
 
     def close(self) -> None:
         """Close the file."""
@@ -303,6 +305,8 @@ class Spool:
             self._held_size += len(data)
         self.empty.clear()
         self.grown.set()
+        if self.size >= SMALL_POST:
+            self.plenty.set()
 
     def _write(self, data: bytes) -> bool:
         view = memoryview(data)
@@ -360,6 +364,8 @@ class Spool:
             rest = b"".join(self._held)[size:]
             self._held, self._held_size = ([rest] if rest else []), len(rest)
         self._shrunk.set()
+        if self.size < SMALL_POST:
+            self.plenty.clear()
         if not self.size:
             self.empty.set()
 
@@ -1232,8 +1238,8 @@ class Shim:
                 self.spool.forget(len(block), last)
             else:
                 raise GatewayGone("the gateway acknowledges fewer lines than were sent")
-            if self.spool.size < MAX_POST // 2:
-                await asyncio.sleep(POST_INTERVAL)
+            with contextlib.suppress(asyncio.TimeoutError):  # not the built-in one before Python 3.11
+                await asyncio.wait_for(self.spool.plenty.wait(), POST_INTERVAL)
 
     async def _unless_gone(self, work: Awaitable[T]) -> T:
         """After SIGTERM the last reports are still made; without a gateway there is nobody to make them to."""

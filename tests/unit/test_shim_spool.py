@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runners.shim import MAX_LINE, MAX_POST_LINES, LineSplitter, Spool
+from runners.shim import MAX_LINE, MAX_POST_LINES, SMALL_POST, LineSplitter, Spool
 
 TRICKY = b"a\r\n\r\n\n\xff\xc3\nb\xc3\xa4\xe2\x80\xa8c\r\rd\r\r\n\x00\x0b\x0c\x85e\r"
 
@@ -85,6 +85,18 @@ async def test_lines_that_came_one_by_one_are_posted_together(tmp_path: Path) ->
         spool.put("stdout", [str(number)])
     assert spool.block()[1] == MAX_POST_LINES
     assert drained(spool) == [(number + 1, str(number)) for number in range(MAX_POST_LINES + 10)]
+    spool.close()
+
+
+async def test_it_tells_when_there_is_enough_for_a_post_that_is_not_small(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool.put("stdout", ["x" * (SMALL_POST // 2)])
+    assert not spool.plenty.is_set()
+    spool.put("stdout", ["x" * (SMALL_POST // 2)])
+    assert spool.plenty.is_set()
+    block, last = spool.block()
+    spool.forget(len(block), last)
+    assert not spool.plenty.is_set()
     spool.close()
 
 
