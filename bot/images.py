@@ -6,6 +6,7 @@ own set-up steps leave behind is a second image on top of the first: for that re
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -102,6 +103,7 @@ class ImageSpec:
         return {name: self.table[name].run for name in sorted(self.capabilities) if self.table[name].run}
 
 
+@functools.lru_cache(maxsize=64)
 def dockerfile(spec: ImageSpec) -> str:
     """The Dockerfile for ``spec``, from ``templates/image/<agent>.j2``.
 
