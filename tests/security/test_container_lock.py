@@ -1,4 +1,7 @@
-"""Attacks on the lock of an attempt's container: from inside it, and by what it is asked to mount."""
+"""Attacks on the lock of an attempt's container: from inside it, and by what it is asked to mount.
+
+Attack classes 10, 13 and 14.
+"""
 
 from __future__ import annotations
 

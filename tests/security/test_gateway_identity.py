@@ -1,4 +1,4 @@
-"""Who speaks is decided by the socket and the token alone."""
+"""Attack class 25: who speaks is decided by the socket and the token alone."""
 
 from __future__ import annotations
 

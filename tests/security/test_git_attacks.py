@@ -1,4 +1,7 @@
-"""Attacks on the host's git by whoever controls the container: canaries must not run, nothing bad gets out."""
+"""Attacks on the host's git by whoever controls the container: canaries must not run, nothing bad gets out.
+
+Attack classes 15, 16 and 18.
+"""
 
 from __future__ import annotations
 

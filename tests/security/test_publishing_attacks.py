@@ -1,6 +1,8 @@
 """Attacks on what leaves: an agent that is hostile, and the whole product around it. Real git, the sandbox GitHub.
 
 The numbers of the attack classes are those of the table in docs/security.md.
+
+Attack classes 8, 12, 17, 21 and 30.
 """
 
 from __future__ import annotations

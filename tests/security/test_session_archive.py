@@ -1,4 +1,7 @@
-"""Session archives come from a container and go into another one: hostile ones are refused on both sides."""
+"""Session archives come from a container and go into another one: hostile ones are refused on both sides.
+
+Attack classes 18 and 26.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Deliveries that somebody else made: nothing of them is stored or handled, whatever they claim."""
+"""Deliveries that somebody else made: nothing of them is stored or handled, whatever they claim.
+
+Attack class 23.
+"""
 
 import hashlib
 import hmac
