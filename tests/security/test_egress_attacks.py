@@ -1,10 +1,8 @@
 """Locked containers that want out: package managers get through, and whatever else is tried does not.
 
-Classes 12 (exfiltration over the network) and 13 (services of the host and of the cloud, SSRF) of the list in
+Attack classes 12 (exfiltration over the network) and 13 (services of the host and of the cloud, SSRF) of the list in
 docs/security.md. Each attempt is a real container of the real runner; the registries are those that this machine's own
 package managers are configured for.
-
-Attack class 13.
 """
 
 from __future__ import annotations
