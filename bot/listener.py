@@ -14,23 +14,31 @@ class Listener:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._turn = 0
+        self._heard = 0  # number of the last line of the attempt that was taken in
         self.transcript = Transcript()
         self.recent: tuple[str, ...] = ()
 
     async def listen(self, desk: Desk, turn: int) -> None:
-        """Take in a turn's whole output from its first line, as it comes; returns when the turn has ended."""
-        transcript, recent = Transcript(), list[str]()
-        self.transcript = transcript
-        async for event in desk.events(turn=turn):
-            if event.turn != turn or event.stream != "stdout":
-                continue
-            for said in self._agent.read(event.line):
-                goes_on = transcript.speaking and said.piece
-                transcript.add(said)
-                words = transcript.text if said.kind == "text" else said.text
-                if said.kind in ("text", "tool") and words.strip():
-                    if goes_on and recent and transcript.text.startswith(recent[-1]):
-                        recent.pop()
-                    recent.append(words)
-                    del recent[:-RECENT]
-                    self.recent = tuple(recent)
+        """Take in a turn's whole output, as it comes; returns when the turn has ended.
+
+        After it was cancelled it goes on, for the same turn of the same desk, with the first line not heard yet.
+        """
+        if turn != self._turn:
+            self._turn, self.transcript, self.recent = turn, Transcript(), ()
+        async for event in desk.events(self._heard, turn=turn):
+            if event.turn == turn and event.stream == "stdout":
+                self._hear(event.line)
+            self._heard = event.seq  # nothing above waits, so no line is ever half taken in
+
+    def _hear(self, line: str) -> None:
+        transcript, recent = self.transcript, list(self.recent)
+        for said in self._agent.read(line):
+            goes_on = transcript.speaking and said.piece
+            transcript.add(said)
+            words = transcript.text if said.kind == "text" else said.text
+            if said.kind in ("text", "tool") and words.strip():
+                if goes_on and recent and transcript.text.startswith(recent[-1]):
+                    recent.pop()
+                recent.append(words)
+                self.recent = tuple(recent[-RECENT:])

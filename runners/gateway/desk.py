@@ -408,9 +408,8 @@ class Desk:
                         size *= 2  # one long line
                     offset += cut
                     for line in data[: cut - 1].split(b"\n"):
-                        for event in _decode(line):
-                            if event.seq > after:
-                                yield event
+                        for event in _decode(line, after):
+                            yield event
                     await asyncio.sleep(0)  # catching up must not hold up the other attempts
                 if ended:
                     return
@@ -513,12 +512,14 @@ class Desk:
         return [ModelUsage(model, usage) for model, usage in sorted(self._usage.items())]
 
 
-def _decode(line: bytes) -> Iterator[Event]:
+def _decode(line: bytes, after: int) -> Iterator[Event]:
     post = orjson.loads(line)
     turn = post["turn"]
     for event in post["events"]:
-        lines, when, stream = event["lines"], event["time"], event["stream"]
-        for seq, text in enumerate(lines, event["seq"] - len(lines) + 1):
+        first = event["seq"] - len(event["lines"]) + 1
+        known = max(0, after + 1 - first)
+        when, stream = event["time"], event["stream"]
+        for seq, text in enumerate(event["lines"][known:], first + known):
             yield Event(seq, turn, when, stream, text)
 
 

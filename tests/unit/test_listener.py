@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from bot.listener import RECENT, Listener
+from bot.ports import AgentEvent
 from runners.agents.registry import agent
 from runners.gateway.desk import Desk
 
 DONE = '<result>{"status": "done"}</result>'
 
 
+def give(desk: Desk, number: int) -> None:
+    desk.give({"number": number, "command": {"argv": ["x"]}, "timeout": 5})
+
+
+def prints(desk: Desk, turn: int, *lines: str, stream: str = "stdout") -> None:
+    event = {"seq": desk.last_seq + len(lines), "time": 1.5, "stream": stream, "lines": lines}
+    desk.take_events(json.dumps({"turn": turn, "events": [event]}).encode())
+
+
 async def heard(tmp_path: Path, name: str, *lines: str, stream: str = "stdout") -> Listener:
     """A listener to a turn of the agent ``name`` that printed ``lines`` and ended."""
     desk = Desk.create(tmp_path / "desk", attempt_id="j1-1", mirror=None)
-    desk.give({"number": 1, "command": {"argv": ["x"]}, "timeout": 5})
-    events = [{"seq": n, "time": 1.5, "stream": stream, "lines": [line]} for n, line in enumerate(lines, 1)]
-    desk.take_events(json.dumps({"turn": 1, "events": events}).encode())
+    give(desk, 1)
+    prints(desk, 1, *lines, stream=stream)
     desk.take_outcome(1, b'{"exit_code": 0}')
     listener = Listener(agent(name))
     await listener.listen(desk, 1)
@@ -59,3 +70,59 @@ async def test_what_stands_on_standard_error_is_not_the_agents(tmp_path: Path) -
     listener = await heard(tmp_path, "gemini", said(DONE), stream="stderr")
     assert listener.recent == ()
     assert listener.transcript.result is None
+
+
+class Reading:
+    """A real agent that tells which lines it was given to read."""
+
+    def __init__(self, name: str) -> None:
+        self._agent = agent(name)
+        self.lines: list[str] = []
+        self.reached = asyncio.Event()
+
+    def read(self, line: str) -> Iterable[AgentEvent]:
+        self.lines.append(line)
+        self.reached.set()
+        return self._agent.read(line)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._agent, name)
+
+
+async def test_whoever_was_interrupted_goes_on_with_the_next_line(tmp_path: Path) -> None:
+    desk = Desk.create(tmp_path / "desk", attempt_id="j1-1", mirror=None)
+    give(desk, 1)
+    prints(desk, 1, said("I "), said("look."))
+    reading = Reading("gemini")
+    listener = Listener(reading)
+    following = asyncio.create_task(listener.listen(desk, 1))
+    await reading.reached.wait()
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+    prints(desk, 1, said(" Two"), said(" files."), called("ls"), said(DONE))
+    desk.take_outcome(1, b'{"exit_code": 0}')
+    for _ in range(2):
+        await listener.listen(desk, 1)
+        assert len(reading.lines) == len(set(reading.lines)) == 6
+        assert listener.recent == ("I look. Two files.", "run_shell_command: ls", DONE)
+        assert listener.transcript.result is not None
+    # a worker that was started again has heard nothing
+    later = Listener(agent("gemini"))
+    await later.listen(desk, 1)
+    assert (later.recent, later.transcript.text) == (listener.recent, listener.transcript.text)
+    desk.close()
+
+
+async def test_the_next_turn_starts_from_nothing(tmp_path: Path) -> None:
+    desk = Desk.create(tmp_path / "desk", attempt_id="j1-1", mirror=None)
+    reading = Reading("gemini")
+    listener = Listener(reading)
+    for turn, line in ((1, said(DONE)), (2, called("ls"))):
+        give(desk, turn)
+        prints(desk, turn, line)
+        desk.take_outcome(turn, b'{"exit_code": 0}')
+        await listener.listen(desk, turn)
+    assert reading.lines == [said(DONE), called("ls")]
+    assert listener.recent == ("run_shell_command: ls",)
+    assert listener.transcript.result is None
+    desk.close()
