@@ -843,18 +843,14 @@ class Workspace:
                 self._submodules.append(path)
             except (GitFailed, OSError) as error:
                 remarks.append(f"The submodule {path!r} could not be checked out: {error}")
-                with contextlib.suppress(OSError):
-                    shutil.rmtree(self.repo / path)
-                    (self.repo / path).mkdir()  # for git an empty folder is a submodule that was not fetched
         return remarks
 
     async def _check_out_submodule(self, submodule: Mapping[str, str]) -> list[str]:
-        """One submodule at its commit, as a repository of its own in its folder.
+        """One submodule at its commit, as a repository of its own in its folder. Raises GitFailed or OSError.
 
         Not by ``git submodule``: that reads ``.gitmodules``, and the host has done so already.
         """
-        parent, folder = self.repo / submodule["parent"], self.repo / submodule["path"]
-        url = f"{self._gateway}/git/{submodule['repository']}.git"
+        folder = self.repo / submodule["path"]
         if folder.resolve() != self.repo.resolve() / submodule["path"]:
             raise OSError("a symbolic link is in its way")
         if submodule["parent"] and submodule["parent"] not in self._submodules:
@@ -862,6 +858,16 @@ class Workspace:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
+        try:
+            return await self._fetch_submodule(submodule, folder)
+        except GitFailed:
+            shutil.rmtree(folder)
+            folder.mkdir()  # for git an empty folder is a submodule that was not fetched
+            raise
+
+    async def _fetch_submodule(self, submodule: Mapping[str, str], folder: Path) -> list[str]:
+        parent = self.repo / submodule["parent"]
+        url = f"{self._gateway}/git/{submodule['repository']}.git"
         await self.git("init", "--quiet", "--template=", cwd=folder)
         await self.git("remote", "add", "origin", url, cwd=folder)
         await self.git(
@@ -1062,6 +1068,8 @@ def lfs_settings(url: str) -> list[tuple[str, str]]:
         ("lfs.basictransfersonly", "true"),
         ("lfs.concurrenttransfers", "4"),
         ("lfs.activitytimeout", "600"),
+        ("lfs.transfer.maxretries", "2"),  # the host has tried again already
+        ("lfs.transfer.maxretrydelay", "2"),
         ("lfs.skipdownloaderrors", "true"),
         ("lfs.allowincompletepush", "true"),
         ("filter.lfs.clean", "git-lfs clean -- %f"),
