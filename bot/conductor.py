@@ -241,6 +241,8 @@ class Conductor:
         """Answer the question that a paused job asks; or go on from where the last job stopped, as a new job."""
         if not await self._allowed(repo, number, trigger):
             return None
+        if await self.store.answered(f"{trigger.delivery_id}/{ordinal}"):
+            return None  # the same event again; meanwhile the job may ask something else, or have ended
         new_id = job_id_for(trigger.delivery_id, ordinal)
         jobs = [job for job in await self.store.jobs_on(repo.id, number) if job.id != new_id]
         if await self.store.job(new_id) is None:
@@ -265,14 +267,11 @@ class Conductor:
         self, paused: Job, trigger: Trigger, words: str, number: int, ordinal: int
     ) -> Job | None:
         by = trigger.actor.login
-        answered = await self.store.answer(paused.id, words, by)
-        if (
-            answered is None
-        ):  # somebody was faster, or it has just been cancelled; or this is the same event again
-            now = await self.store.job(paused.id) or paused
-            if now.answered_by != by:
-                text = f"Job `{now.id}` does not wait for an answer any more."
-                await self.reporter.reply(now.repo, number, trigger, text, ordinal=ordinal)
+        event = f"{trigger.delivery_id}/{ordinal}"
+        answered = await self.store.answer(paused.id, words, by, event=event)
+        if answered is None:  # somebody was faster, or it has just been cancelled
+            text = f"Job `{paused.id}` does not wait for an answer any more."
+            await self.reporter.reply(paused.repo, number, trigger, text, ordinal=ordinal)
             return None
         log.info("answered", by=by, **answered.log_context())
         await self._best_effort(self.reporter.react(answered.repo, number, trigger, "eyes"), answered)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from bot.errors import ConductorError
+from bot.errors import ConductorError, GitHubUnavailable
 from bot.model import FailureKind, Job, JobState
 from bot.queue import Dispatcher
 from bot.render import duration, waiting_words
@@ -24,6 +24,8 @@ INTERVAL = 10.0  # seconds
 SETTLED = timedelta(seconds=15)
 #: A running job this long past its deadline, on a host that is silent, is lost.
 ABANDONED = timedelta(minutes=15)
+#: A question that is younger is being asked by the host that has it.
+ASKING = timedelta(minutes=1)
 #: Comments of waiting jobs that are corrected in one round: GitHub counts each edit as content creation.
 CORRECTED = 10
 
@@ -62,6 +64,7 @@ class Housekeeping:
             self._end_abandoned,
             self._end_unanswered,
             self._tell_ends,
+            self._tell_questions,
             self._tell_waiting,
             self._remove_branches,
             self._prune,
@@ -114,6 +117,18 @@ class Housekeeping:
         for job in await self._store.unreported_jobs():
             if _settled(job):
                 await self._reporter.finished(job, also_on=job.base_sha)
+
+    async def _tell_questions(self) -> None:
+        """Ask what a host could not: GitHub did not answer it, or it died just then."""
+        for job in await self._store.untold_questions():
+            if job.asked_at is not None and datetime.now(UTC) - job.asked_at > ASKING:
+                try:
+                    await self._reporter.sticky(job)
+                    await self._reporter.ask(job)
+                except GitHubUnavailable:
+                    raise
+                except ConductorError as error:  # about this one only: the others must not wait for it
+                    log.warning("not asked", error=str(error), **job.log_context())
 
     async def _remove_branches(self) -> None:
         for job in await self._store.jobs_with_stray_branches():

@@ -481,9 +481,11 @@ class _Attempt:
 
     async def _give(self, desk: Desk, number: int) -> None:
         host, job = self.host, self.job
-        session = await host.store.session(job.thread_id, job.agent) if desk.session_tar.exists() else None
+        # a container that had a turn has its session itself, also one that is too large to be kept
+        has_session = number > 1 or desk.session_tar.exists()
+        session = await host.store.session(job.thread_id, job.agent) if has_session else None
         bundle = await work.describe(desk.work)
-        prompt = self._prompt(number, resumes=session is not None, work=bundle is not None)
+        prompt = self._prompt(resumes=session is not None, work=bundle is not None)
         if number == 1 and self.agent.llm is not None:
             note = note_for_agents(desk.terms.submodules, desk.terms.missing)
             prompt = f"{prompt}\n\n{note}" if note else prompt
@@ -527,13 +529,13 @@ class _Attempt:
         )
         await host.store.begin_turn(self.attempt, number, prompt)
 
-    def _prompt(self, number: int, *, resumes: bool, work: bool) -> str:
+    def _prompt(self, *, resumes: bool, work: bool) -> str:
         job, may_ask = self.job, bool(self.agent.session_paths)
         if self.agent.llm is None:
             # without a model there is nobody to instruct: the agent gets what people wrote, and only that
             return visible(job.instructions) or visible(job.body)
         answered = job.answer is not None
-        if number > 1 or (answered and resumes):
+        if answered and resumes:
             return answer_prompt(job)
         goes_on = job.go_on or work
         task = go_on_prompt(job, work=work, may_ask=may_ask) if goes_on else task_prompt(job, may_ask=may_ask)
@@ -613,7 +615,8 @@ class _Attempt:
                 HINTS[FailureKind.host],
             )
         if desk is not None:
-            await self.host.keeper.keep_work(self.job, desk, finished=False)
+            finished = desk.outcome_now(desk.turns_given) is not None  # its shim was left the time for it
+            await self.host.keeper.keep_work(self.job, desk, finished=finished)
         taken = await store.take_over(self.job.id, from_fence=self.attempt.fence, host=self.attempt.host)
         if taken is None:
             raise StaleAttempt(f"Job {self.job.id} was taken by another host.")
@@ -627,6 +630,8 @@ class _Attempt:
         host = self.host
         words = verdict.result.summary or verdict.result.title if verdict.result else ""
         await host.keeper.keep_work(self.job, desk, finished=True)
+        # until the next turn makes one, what was handed in is the newest there is
+        await quarantine.forget_checkpoint(desk.quarantine)
         moved = await host.store.move(
             self.job.id,
             JobState.paused,
@@ -637,6 +642,7 @@ class _Attempt:
             answer=None,
             answered_by=None,
             hibernated=False,
+            reported=None,
         )
         if moved is None:
             raise StaleAttempt(f"Job {self.job.id} was ended by somebody else.")
@@ -644,8 +650,11 @@ class _Attempt:
         log.info("a person is asked", question=moved.question[:200])
         await self._set_attempt(AttemptState.paused)
         self._show()
+        if moved.target is TargetKind.pull_request and (sha := moved.base_sha):
+            self.progress.tell("check", lambda: host.reporter.check(moved, sha))
         await self.progress.close()
-        await self._report(host.reporter.ask(moved, turn=desk.turns_given))
+        # what fails here, or was never begun, is told later: housekeeping looks for questions nobody heard of
+        await self._report(host.reporter.ask(moved))
         await host.scheduler.offer_waiting()
 
     async def _wake_up(self) -> bool:
@@ -658,6 +667,11 @@ class _Attempt:
             await self.end(JobState.cancelled)
             return False
         await self._set_attempt(AttemptState.paused)
+        if not (self.directory / "attempt.json").exists():
+            # its container cannot be spoken to any more; what was kept is enough for a new attempt
+            log.warning("the folder of the attempt is gone", folder=str(self.directory))
+            await self._hibernate(job)
+            return False
         if job.answer is None:
             await self._sleep(job)
             return False
@@ -682,20 +696,24 @@ class _Attempt:
         if datetime.now(UTC) - asked >= timedelta(seconds=host.settings.hibernate_after):
             desk = await self._prepare()
             desk.finish()
-            # said before the container goes: whoever finds a hibernated job's container removes it
-            await host.store.note(job.id, fence=self.attempt.fence, hibernated=True)
-            log.info("hibernated")
+            await self._hibernate(job)
             return
         for handle in await host.runner.list():
             if handle.attempt_id == self.attempt.id:
                 await host.runner.pause(handle)
         self.parked = True
 
+    async def _hibernate(self, job: Job) -> None:
+        # said before the container goes: whoever finds a hibernated job's container removes it
+        await self.host.store.note(job.id, fence=self.attempt.fence, hibernated=True)
+        log.info("hibernated")
+
     async def _renew_deadline(self, job: Job) -> None:
         """Waiting for a person costs no time."""
-        left = self.attempt.deadline - (job.asked_at or datetime.now(UTC))
-        self.attempt = replace(self.attempt, deadline=datetime.now(UTC) + left)
-        await self.host.store.renew(self.attempt)
+        now = datetime.now(UTC)
+        left = self.attempt.deadline - (job.asked_at or now)
+        self.attempt = replace(self.attempt, deadline=now + left)
+        await self.host.store.renew(self.attempt, as_of=now)
 
     # --- the end
 

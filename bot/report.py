@@ -108,11 +108,17 @@ class Reporter:
         """🚀 on the command or the issue: an agent works on it."""
         await self.react(job.repo, job.number, job.trigger, "rocket")
 
-    async def ask(self, job: Job, *, turn: int) -> None:
-        """Tell whoever asked for the job that its agent has a question, in a comment of its own: those are noticed."""
-        mark = marker("question", f"{job.id}/{job.fence}/{turn}")
+    async def ask(self, job: Job) -> None:
+        """Tell whoever asked for the job that its agent has a question, in a comment of its own: those are noticed.
+
+        Then remember that it was told.
+        """
+        if job.asked_at is None:
+            raise ValueError("the job asks nothing")
+        mark = marker("question", f"{job.id}/{_iso(job.asked_at)}")
         body = self._clean(render("comments/question.md.j2", marker=mark, job=job))
         await self._upsert_comment(job.repo, job.number, mark, body, known=None)
+        await self._store.mark_reported(job.id, job.state)
 
     async def check(self, job: Job, sha: str) -> None:
         """Create or update the job's check run on ``sha``: in progress, or completed with the job's end."""

@@ -106,6 +106,12 @@ class Store:
             )
         )
 
+    async def untold_questions(self) -> list[Job]:
+        """Paused jobs whose question nobody has answered, and GitHub was not told yet."""
+        return await self._jobs(
+            and_(jobs.c.state == str(JobState.paused), jobs.c.answer.is_(None), jobs.c.reported.is_(None))
+        )
+
     async def jobs_with_stray_branches(self) -> list[Job]:
         """Jobs that ended, as GitHub was told, between the push of their new branch and its pull request."""
         return await self._jobs(
@@ -193,8 +199,11 @@ class Store:
             if (await connection.execute(found)).one_or_none() is None:
                 raise StaleAttempt(f"Attempt {fence} does not own job {job_id} any more.")
 
-    async def answer(self, job_id: str, text: str, by: str) -> Job | None:
-        """Answer what a paused job asks. None when it does not ask (any more), or somebody answered before."""
+    async def answer(self, job_id: str, text: str, by: str, *, event: str) -> Job | None:
+        """Answer what a paused job asks. None when it does not ask (any more), or somebody answered before.
+
+        ``event`` is what brought the answer: :meth:`answered` tells whether it did so already.
+        """
         async with self._begin() as connection:
             done = await connection.execute(
                 update(jobs)
@@ -203,7 +212,16 @@ class Store:
                 .returning(*jobs.c)
             )
             row = done.one_or_none()
+            if row is not None:
+                said = {"key": _answer_key(event), "said_at": datetime.now(UTC)}
+                await connection.execute(self._insert(answers).values(said).on_conflict_do_nothing())
         return None if row is None else _job(row)
+
+    async def answered(self, event: str) -> bool:
+        """Whether ``event`` has answered a question: the same event must not answer the next one, too."""
+        query = select(answers.c.key).where(answers.c.key == _answer_key(event))
+        async with self.engine.connect() as connection:
+            return (await connection.execute(query)).one_or_none() is not None
 
     async def request_cancel(self, job_id: str, by: str) -> bool:
         """Remember that ``by`` wants the running job to stop. False when it is final already."""
@@ -390,6 +408,13 @@ class Store:
         await connection.execute(insert(attempts).values(dataclasses.asdict(attempt)))
         return attempt
 
+    async def attempt(self, attempt_id: str) -> Attempt | None:
+        """The attempt as it is now, or None."""
+        async with self.engine.connect() as connection:
+            found = await connection.execute(select(attempts).where(attempts.c.id == attempt_id))
+            row = found.one_or_none()
+        return None if row is None else _attempt(row)
+
     async def attempts_of(self, host: str) -> list[Attempt]:
         """The attempts of ``host`` that have not ended: what a restarted worker adopts."""
         query = select(attempts).where(attempts.c.host == host, attempts.c.state != str(AttemptState.ended))
@@ -404,11 +429,19 @@ class Store:
                 update(attempts).where(attempts.c.id == attempt.id).values(state=str(state), ended_at=ended)
             )
 
-    async def renew(self, attempt: Attempt) -> None:
-        """Write the attempt's new deadline."""
+    async def renew(self, attempt: Attempt, *, as_of: datetime) -> None:
+        """Write the attempt's new deadline, which counts the time until ``as_of`` as waited.
+
+        The job's question is as old as that then, so that nothing is counted twice when this is repeated.
+        """
         async with self._begin() as connection:
             await connection.execute(
                 update(attempts).where(attempts.c.id == attempt.id).values(deadline=attempt.deadline)
+            )
+            await connection.execute(
+                update(jobs)
+                .where(jobs.c.id == attempt.job_id, jobs.c.fence == attempt.fence)
+                .values(asked_at=as_of)
             )
 
     async def lost_attempts(self, silent_for: timedelta) -> list[Attempt]:
@@ -526,6 +559,10 @@ class Store:
     async def _begin(self) -> AsyncIterator[AsyncConnection]:
         async with self.engine.begin() as connection:
             yield connection
+
+
+def _answer_key(event: str) -> str:
+    return f"answer:{event}"[:200]
 
 
 _USAGE = {

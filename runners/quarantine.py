@@ -172,6 +172,11 @@ async def head(quarantine: Path, branch: str = WORK) -> str | None:
     return found.text
 
 
+async def forget_checkpoint(quarantine: Path) -> None:
+    """Drop the last checkpoint: the turn has handed in its work, which is newer."""
+    await git("update-ref", "-d", f"refs/heads/{CHECKPOINT}", git_dir=quarantine, env=WARY)
+
+
 async def inspect(
     quarantine: Path, base_sha: str, head_sha: str, *, max_entries: int = MAX_ENTRIES
 ) -> Changes:

@@ -217,11 +217,15 @@ class Supervisor:
     async def _look_after_own(self) -> None:
         """Go on with attempts of this host that nobody works at: answered, cancelled or asked long ago."""
         async with self._claiming:
-            for attempt in await self._store.attempts_of(self._host):
-                if attempt.id in self._tasks:
+            for listed in await self._store.attempts_of(self._host):
+                if listed.id in self._tasks:
                     continue
-                job = await self._store.job(attempt.job_id)
-                if job is not None and (attempt.state is not AttemptState.paused or self._is_due(job)):
+                # its task may have ended since the list was made, and the attempt with it
+                attempt = await self._store.attempt(listed.id)
+                job = await self._store.job(listed.job_id)
+                if attempt is None or job is None or attempt.state is AttemptState.ended:
+                    continue
+                if attempt.state is not AttemptState.paused or self._is_due(job):
                     self.slots.occupy()
                     self._spawn(job, attempt)
 
@@ -244,9 +248,7 @@ class Supervisor:
                 async with self._claiming:
                     taken = None
                     try:
-                        taken = await self._store.take_over(
-                            job.id, from_fence=attempt.fence, host=self._host
-                        )
+                        taken = await self._store.take_over(job.id, from_fence=attempt.fence, host=self._host)
                     finally:
                         if taken is None:
                             self.slots.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bot.errors import StaleAttempt
 from bot.model import (
     Actor,
+    Attempt,
     AttemptState,
     FailureKind,
     Job,
@@ -191,3 +193,58 @@ async def test_sessions_turns_and_answers(store: Store) -> None:
     assert await store.say_once("k", "one"), "it may have died before it said it"
     await store.unsay("k")
     assert await store.say_once("k", "another")
+
+
+async def paused(store: Store) -> Attempt:
+    """A job that asks something, and the attempt that it did that in."""
+    await store.add_job(job())
+    claimed = await store.claim_next("h", only=job().id)
+    assert claimed is not None
+    moved = await store.move(
+        job().id,
+        JobState.paused,
+        expected=[JobState.running],
+        asked_at=datetime.now(UTC) - timedelta(hours=1),
+    )
+    assert moved is not None
+    return claimed[1]
+
+
+async def test_an_event_that_answered_is_known_and_one_that_came_too_late_is_not(store: Store) -> None:
+    await paused(store)
+    assert not await store.answered("d1/0")
+    assert await store.answer(job().id, "Blue.", "maria", event="d1/0")
+    assert await store.answer(job().id, "Red.", "maria", event="d2/0") is None
+    assert await store.answered("d1/0")
+    assert not await store.answered("d2/0")
+    found = await store.job(job().id)
+    assert found is not None
+    assert found.answer == "Blue."
+
+
+async def test_a_question_is_told_until_it_was_told_or_answered(store: Store) -> None:
+    await paused(store)
+    assert [one.id for one in await store.untold_questions()] == [job().id]
+    await store.mark_reported(job().id, JobState.paused)
+    assert await store.untold_questions() == []
+    await store.move(job().id, JobState.running, expected=[JobState.paused])
+    await store.move(job().id, JobState.paused, expected=[JobState.running], reported=None)
+    assert [one.id for one in await store.untold_questions()] == [job().id]
+    assert await store.answer(job().id, "Blue.", "maria", event="d1/0")
+    assert await store.untold_questions() == []
+
+
+async def test_what_was_waited_is_not_counted_twice_when_a_renewal_is_repeated(store: Store) -> None:
+    attempt = await paused(store)
+    before = await store.job(job().id)
+    assert before is not None
+    assert before.asked_at is not None
+    left = attempt.deadline - before.asked_at
+    now = datetime.now(UTC)
+    await store.renew(replace(attempt, deadline=now + left), as_of=now)
+    renewed, after = await store.attempt(attempt.id), await store.job(job().id)
+    assert renewed is not None
+    assert after is not None
+    assert after.asked_at is not None
+    assert renewed.deadline - after.asked_at == left
+    assert await store.attempt("nobody-1") is None

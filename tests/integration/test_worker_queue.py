@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,11 +14,13 @@ import redis
 from rq.exceptions import DeserializationError
 from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
+from sqlalchemy import select, text
 
 from bot.database import create_engine, upgrade
 from bot.errors import InfrastructureError
 from bot.model import Actor, Attempt, AttemptState, Job, JobState, Repo, TargetKind, Trigger
 from bot.queue import ENTRY, Dispatcher
+from bot.schema import attempts, hosts
 from bot.store import Store
 from runners import worker as rq_side
 from runners.supervisor import Perform, Slots, Supervisor
@@ -240,3 +243,87 @@ def test_a_pickled_job_is_refused(clean_redis: str) -> None:
 def test_the_entry_refuses_to_run_outside_of_a_worker_host() -> None:
     with pytest.raises(RuntimeError, match="conductor worker"):
         rq_side.take("j1")
+
+
+async def test_an_interrupted_attempt_goes_on_as_what_it_has_become(clean_redis: str, sqlite: Store) -> None:
+    dispatcher = Dispatcher(clean_redis)
+    seen: list[Attempt] = []
+    later = datetime.now(UTC) + timedelta(days=1)
+
+    async def perform(job: Job, attempt: Attempt, stop: asyncio.Event) -> None:
+        seen.append(attempt)
+        if len(seen) == 1:
+            await sqlite.set_attempt(attempt, AttemptState.running)
+            await sqlite.renew(replace(attempt, deadline=later), as_of=later)
+            raise InfrastructureError("The engine is away.")
+        await sqlite.move(job.id, JobState.succeeded, expected=[JobState.running], fence=attempt.fence)
+
+    await sqlite.add_job(job(1))
+    await dispatcher.offer(["j1"])
+    async with host("h", clean_redis, sqlite, perform), asyncio.timeout(20):
+        while (found := await sqlite.job("j1")) is None or not found.state.final:
+            await asyncio.sleep(0.02)
+    # else its container would be started a second time, and its old deadline would count
+    assert [attempt.state for attempt in seen[:2]] == [AttemptState.starting, AttemptState.running]
+    assert seen[1].deadline == later
+    dispatcher.close()
+
+
+async def test_a_take_over_that_the_database_refuses_keeps_no_slot(sqlite: Store) -> None:
+    await sqlite.add_job(job(1))
+    assert await sqlite.claim_next("silent") is not None
+    long_ago = datetime.now(UTC) - timedelta(hours=1)
+    async with sqlite.engine.begin() as connection:
+        await connection.execute(attempts.update().values(claimed_at=long_ago))
+        refuse = "CREATE TRIGGER full BEFORE INSERT ON attempts BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+        await connection.execute(text(refuse))
+    tried = asyncio.Event()
+
+    async def perform(job: Job, attempt: Attempt, stop: asyncio.Event) -> None:
+        tried.set()
+
+    supervisor = Supervisor(
+        store=sqlite, host="h", slots=Slots(1), lease=timedelta(seconds=3), perform=perform
+    )
+
+    async def beats() -> set[datetime]:
+        async with sqlite.engine.connect() as connection:
+            return set((await connection.execute(select(hosts.c.seen_at))).scalars())
+
+    watching = asyncio.create_task(supervisor.run())
+    async with asyncio.timeout(30):
+        while not (first := await beats()):
+            await asyncio.sleep(0.02)
+        while await beats() == first:  # the next one comes after its first try
+            await asyncio.sleep(0.02)
+        async with sqlite.engine.begin() as connection:
+            await connection.execute(text("DROP TRIGGER full"))
+        await tried.wait()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await supervisor.close()
+
+
+async def test_what_ended_a_moment_ago_is_not_begun_again(sqlite: Store) -> None:
+    """The list of a host's attempts is old by the time that it is gone through."""
+    started: list[str] = []
+
+    async def perform(job: Job, attempt: Attempt, stop: asyncio.Event) -> None:
+        started.append(job.id)
+        await sqlite.set_attempt(attempt, AttemptState.ended)
+
+    supervisor = Supervisor(
+        store=sqlite, host="h", slots=Slots(200), lease=timedelta(seconds=60), perform=perform
+    )
+    watching = asyncio.create_task(supervisor.run())
+    numbers = range(150)
+    for number in numbers:
+        await sqlite.add_job(job(number))
+        assert await supervisor.take_next()
+    async with asyncio.timeout(30):
+        while len(started) < len(numbers) or await sqlite.attempts_of("h"):
+            await asyncio.sleep(0.02)
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    await supervisor.close()
+    assert sorted(started) == sorted(f"j{number}" for number in numbers)
