@@ -1,12 +1,14 @@
 """Stories as data: what people do, and what must be so afterwards. One YAML file each, in ``stories/``.
 
-Keys: ``story`` (a sentence), ``runner`` (local or docker), ``settings``, ``llm`` (a script), ``when`` (acts in order)
-and ``then`` (what is expected). An act is ``{as: WHO, VERB: WHAT}`` or ``{wait: …}``; `Teller.act` lists them.
+Keys: ``story`` (a sentence), ``runner`` (local or docker), ``settings``, ``llm`` (a script), ``needs`` (a program:
+skipped without it), ``when`` (acts in order) and ``then`` (what is expected). An act is ``{as: WHO, VERB: WHAT}``
+or ``{wait: …}``; `Teller.act` lists them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from tests.llm import Script
 from tests.scenarios.world import REPO, World, world
 
 STORIES = sorted((Path(__file__).parent / "stories").glob("*.yml"))
-KNOWN = {"story", "runner", "settings", "llm", "when", "then"}
+KNOWN = {"story", "runner", "settings", "llm", "needs", "when", "then"}
 KNOWN_THEN = {
     "job", "jobs", "fence", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
     "comment", "no comment", "check", "reactions", "tokens", "cost", "llm requests",
@@ -36,6 +38,8 @@ def parameters() -> list[Any]:
         marks = [pytest.mark.docker] if story.get("runner") == "docker" else []
         if story.get("llm"):
             marks.append(pytest.mark.cli)
+        if (program := story.get("needs")) and shutil.which(program) is None:
+            marks.append(pytest.mark.skip(reason=f"no {program}; tests/provision.sh provides it"))
         found.append(pytest.param(story, marks=[*marks, pytest.mark.timeout(400)], id=path.stem))
     return found
 
