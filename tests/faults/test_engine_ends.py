@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 SCRIPTS = ("trap 'exit 143' TERM; while :; do sleep 0.05; done", "exec sleep 600")
 
 
-# docker-py leaves the socket open on which connect() failed (UnixHTTPConnection.connect): collected later, it is warned of
+# docker-py leaves the socket open on which connect() failed (UnixHTTPConnection.connect): it is warned of later
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_the_engines_end_is_not_the_attempts(image_files: Sequence[Path], tmp_path: Path) -> None:
     settings = fixed_settings(host_name=f"ends-{tmp_path.name}-{os.getpid()}")
