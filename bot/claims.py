@@ -22,6 +22,8 @@ from bot.schema import jobs
 PATIENCE = timedelta(minutes=30)
 
 _QUEUED, _RUNNING, _PAUSED = str(JobState.queued), str(JobState.running), str(JobState.paused)
+#: The jobs that one is compared with. Made once: SQLAlchemy makes each of its columns anew for another alias.
+_OTHER = jobs.alias()
 #: What a limit counts by -> the column that it is about.
 _LIMITED = {"user": "actor_id", "repository": "repo_id", "installation": "installation_id"}
 
@@ -63,8 +65,7 @@ def ahead(job: FromClause, other: FromClause, now: datetime) -> ColumnElement[bo
 
 def may_start(job: FromClause, limits: Limits) -> ColumnElement[bool]:
     """Whether ``job`` may start on a host that has what it needs."""
-    other = jobs.alias()
-    rules = [waiting(job), ~exists().where(ahead_here(job, other))]
+    rules = [waiting(job), ~exists().where(ahead_here(job, _OTHER))]
     rules += [running(job, name) < bound for name, bound in limited(limits).items() if bound]
     return and_(*rules)
 
@@ -76,11 +77,10 @@ def limited(limits: Limits) -> dict[str, int]:
 
 def running(job: FromClause, by: str) -> Any:
     """How many jobs run with the same user, repository or installation as ``job``. Paused ones do not count."""
-    other = jobs.alias()
     column = _LIMITED[by]
     return (
         select(func.count())
-        .where(other.c.state == _RUNNING, other.c[column] == job.c[column])
+        .where(_OTHER.c.state == _RUNNING, _OTHER.c[column] == job.c[column])
         .correlate(job)
         .scalar_subquery()
     )
@@ -88,10 +88,9 @@ def running(job: FromClause, by: str) -> Any:
 
 def best_first(job: FromClause, now: datetime) -> list[ColumnElement[Any] | UnaryExpression[Any]]:
     """The order in which jobs that may start are taken."""
-    other = jobs.alias()
     served = (
-        select(func.max(other.c.started_at))
-        .where(other.c.repo_id == job.c.repo_id)
+        select(func.max(_OTHER.c.started_at))
+        .where(_OTHER.c.repo_id == job.c.repo_id)
         .correlate(job)
         .scalar_subquery()
     )
