@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from bot.model import AttemptState, Job, JobState
-from bot.schema import jobs
+from bot.schema import deliveries, jobs
 from tests.scenarios.processes import processes
 from tests.scenarios.world import REPO, World, world
 
@@ -190,3 +191,61 @@ async def test_kill_9_of_the_worker(when: str, tmp_path: Path) -> None:
             await product.kill("worker")
         await product.start("worker")
         await check_done(box, number, fence=1, words="Blue.")
+
+
+def questions(box: World, number: int) -> list[str]:
+    return [one["body"] for one in box.github.comments(REPO, number) if "Red or blue?" in one["body"]]
+
+
+async def test_a_question_that_nobody_was_told_is_asked_later(tmp_path: Path) -> None:
+    async with world(tmp_path, hibernate_after=0, **SETTINGS) as box:
+        number = await asked(box, hibernated=True)
+        async with asyncio.timeout(60):
+            while await box.store.untold_questions():
+                await asyncio.sleep(0.05)
+        before = len(questions(box, number))
+        # what a worker leaves that is killed between the state and the comment
+        async with box.store.engine.begin() as connection:
+            long_ago = datetime.now(UTC) - timedelta(minutes=5)
+            await connection.execute(update(jobs).values(asked_at=long_ago, reported=None))
+        async with asyncio.timeout(60):
+            while len(questions(box, number)) == before or await box.store.untold_questions():
+                await asyncio.sleep(0.05)
+        assert len(questions(box, number)) == before + 1
+
+
+async def test_an_answer_that_comes_again_is_none_to_the_next_question(tmp_path: Path) -> None:
+    asks_again = GOES_ON.replace('"done"', '"question"').replace('"Done."', '"Red or blue? Really?"')
+    settings = SETTINGS | {"custom_agents": {"asker": ASKER | {"resume": ["bash", "-c", asks_again]}}}
+    async with processes(tmp_path, **settings) as (box, product):
+        number = await asked(box)
+        first = (await box.job(number)).asked_at
+        await box.github.as_user("maria").comment(REPO, number, "/agent resume Blue.")
+
+        def asks_the_next(job: Job) -> bool:
+            return job.state is JobState.paused and job.answer is None and job.asked_at != first
+
+        await until(box, number, asks_the_next)
+        # what a server leaves that is killed after the answer and before the delivery was noted as done
+        await product.kill("serve")
+        async with box.store.engine.begin() as connection:
+            again = deliveries.c.event == "issue_comment"
+            await connection.execute(update(deliveries).where(again).values(state="received"))
+        await product.start("serve")
+        await box.dealt_with()
+        assert (await box.job(number)).answer is None
+        assert len(await box.store.recent_jobs()) == 1
+        # its author is heard, with other words
+        await box.github.as_user("maria").comment(REPO, number, "/agent resume Still blue.")
+        await until(box, number, lambda job: job.answer == "Still blue.")
+
+
+async def test_an_attempt_whose_folder_is_gone_goes_on_from_what_was_kept(tmp_path: Path) -> None:
+    async with world(tmp_path, **SETTINGS) as box:
+        number = await asked(box)
+        await box.stop_worker()
+        await asyncio.to_thread(shutil.rmtree, box.settings.data_dir / "attempts")
+        await box.github.as_user("maria").comment(REPO, number, "/agent resume Blue.")
+        await until(box, number, lambda job: job.answer is not None)
+        await box.start_worker()
+        await check_done(box, number, fence=2, words="Blue.")
