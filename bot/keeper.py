@@ -6,12 +6,11 @@ from pathlib import Path
 
 import structlog
 
-from bot.errors import ConductorError, InfrastructureError, JobFailed
+from bot.errors import ConductorError, InfrastructureError
 from bot.model import Job
 from bot.shelf import Shelf
 from runners import work
 from runners.gateway.desk import Desk
-from runners.mirrors import Mirrors
 
 log = structlog.get_logger(__name__)
 
@@ -19,9 +18,8 @@ log = structlog.get_logger(__name__)
 class Keeper:
     """Between the desks of attempts and the shelf of their threads."""
 
-    def __init__(self, shelf: Shelf, mirrors: Mirrors) -> None:
+    def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
-        self._mirrors = mirrors
 
     async def bring_session(self, job: Job, desk: Desk) -> bool:
         """Lay the thread's session on the desk; False when its agent has none."""
@@ -43,10 +41,9 @@ class Keeper:
         for origin in origins:
             if await self._shelf.fetch(job.thread_id, _work(origin), desk.work):
                 found = await work.describe(desk.work)
-                if found is not None and len(found.needs) == 1:
-                    (base,) = found.needs
-                    if await self._has(mirror, base):
-                        return base, found.head
+                base = await work.began_at(found, mirror) if found is not None else None
+                if found is not None and base is not None:
+                    return base, found.head
                 log.warning("unfinished work does not fit any more", origin=origin)
                 desk.work.unlink(missing_ok=True)
         return None
@@ -75,13 +72,6 @@ class Keeper:
             await self._shelf.keep(job.thread_id, name, source)
         except ConductorError as error:
             log.warning("not kept", name=name, error=str(error))
-            return False
-        return True
-
-    async def _has(self, mirror: Path, sha: str) -> bool:
-        try:
-            await self._mirrors.resolve(mirror, sha)
-        except JobFailed:
             return False
         return True
 

@@ -110,7 +110,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                         submodules=SubmoduleFinder(
                             github_url=settings.github_url, github=github, facts=facts, mirrors=mirrors
                         ),
-                        keeper=Keeper(Shelf(engine, max_bytes=settings.session_max_bytes), mirrors),
+                        keeper=Keeper(Shelf(engine, max_bytes=settings.session_max_bytes)),
                         scales=Scales(runner),
                         presets=None if settings.runner == "local" else ImagePresets(),
                     )

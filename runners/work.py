@@ -14,6 +14,7 @@ from bot.errors import InfrastructureError
 from runners.git import WARY, GitError, git
 from runners.quarantine import CHECKPOINT, WORK, head
 
+MAX_NEEDS = 200  # commits that a bundle stands on
 _MAX_HEADER = 64 * 1024
 _PREREQUISITE = re.compile(rb"-([0-9a-f]{40})(?: .*)?")
 _HEAD = re.compile(rb"([0-9a-f]{40}) (refs/heads/[a-z]+)")
@@ -77,6 +78,24 @@ async def describe(bundle: Path) -> Bundle | None:
         else:
             return None
     return Bundle(*heads[0], frozenset(needs)) if len(heads) == 1 else None
+
+
+async def began_at(bundle: Bundle, mirror: Path) -> str | None:
+    """The commit of ``mirror`` that the work began at; None when it does not fit there.
+
+    Work that merged another branch needs several commits: then it is the one that has all the others below it
+    (https://git-scm.com/docs/git-merge-base, ``--independent``). Raises InfrastructureError.
+    """
+    if not 0 < len(bundle.needs) <= MAX_NEEDS:
+        return None
+    try:
+        found = await git("merge-base", "--independent", *sorted(bundle.needs), git_dir=mirror)
+    except GitError as error:
+        if error.code in (1, 128):  # it has not all of them
+            return None
+        raise InfrastructureError(f"The mirror cannot be read: {error}.") from error
+    tops = found.text.split()
+    return tops[0] if len(tops) == 1 else None
 
 
 def _header(path: Path) -> bytes:
