@@ -44,7 +44,7 @@ from bot.model import (
     TargetKind,
 )
 from bot.network import proxy_environment, rules_for
-from bot.ports import Agent, ContainerSpec, Exit, Runner, Turn
+from bot.ports import Agent, ContainerSpec, Exit, Handle, Runner, Turn
 from bot.progress import Progress
 from bot.prompts import answer_prompt, go_on_prompt, task_prompt, visible
 from bot.publisher import Publisher
@@ -162,6 +162,8 @@ class _Attempt:
         self.listener = Listener(self.agent)
         self.progress = Progress()
         self.image: asyncio.Task[str] | None = None
+        self.container: Handle | None = None  # None: this process did not start or find it yet
+        self.removed = False  # the container is, and no other follows
         self.preparing: deque[str] = deque(maxlen=RECENT)
         self.shown_at = time.monotonic()
 
@@ -426,6 +428,7 @@ class _Attempt:
             found = await host.runner.start(self._spec(desk, image))
         else:
             await host.runner.unpause(found)  # it was frozen, if we were killed while it was woken up
+        self.container = found
         await self._set_attempt(AttemptState.running)
         if not desk.turns_given:
             await self._give(desk, 1)
@@ -450,6 +453,8 @@ class _Attempt:
     async def _image(self, desk: Desk) -> str:
         """The image of this job: with what its repository needs, and with its set-up steps done."""
         host, asked = self.host, self.config.image
+        if self.image is not None and not asked.setup:
+            return await self._made(self.image)  # provided while the mirror was fetched
         needs = ImageNeeds(capabilities=self._capabilities)
         if asked.setup and desk.mirror is not None:
             default = await host.facts.default_branch(self.job.repo)
@@ -732,6 +737,8 @@ class _Attempt:
             desk.finish()
             self.job = self.job.evolve(usage=desk.usage())
             if state is not JobState.succeeded:
+                # a void attempt's work must not replace what a newer one keeps
+                await store.check_fence(self.job.id, self.attempt.fence)
                 finished = desk.outcome_now(desk.turns_given) is not None
                 await self.host.keeper.keep_work(self.job, desk, finished=finished)
         moved = await store.move(
@@ -777,15 +784,20 @@ class _Attempt:
         host = self.host
         await self.put_container_away(grace=1.0)  # nobody takes the shim's report any more
         host.mirrors.release(self.attempt.id)
+        await host.publisher.keep_large_files(self.job, self.directory / "quarantine.git")
         await asyncio.to_thread(_remove_tree, self.directory)
         await host.store.set_attempt(self.attempt, AttemptState.ended)
         await host.scheduler.offer_waiting()
 
     async def _remove_container(self, grace: float = GRACE) -> None:
-        for found in await self.host.runner.list():
+        if self.removed:
+            return
+        runner = self.host.runner
+        for found in [self.container] if self.container else await runner.list():
             if found.attempt_id == self.attempt.id:
-                await self.host.runner.stop(found, grace)
-                await self.host.runner.remove(found)
+                await runner.stop(found, grace)
+                await runner.remove(found)
+        self.removed = True
 
     async def _set_attempt(self, state: AttemptState) -> None:
         await self.host.store.set_attempt(self.attempt, state)
