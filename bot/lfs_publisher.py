@@ -11,7 +11,6 @@ import structlog
 
 from bot import repo_config
 from bot.changes import shown, size_text
-from bot.config import Settings
 from bot.errors import ConductorError, GitHubUnavailable, JobFailed
 from bot.github import GitHub
 from bot.lfs import MAX_POINTER, Pointer, parse_pointer
@@ -19,7 +18,7 @@ from bot.model import FailureKind, Job, Phase
 from bot.redact import Redactor
 from runners import quarantine
 from runners.lfs_remote import LfsError, LfsRemote
-from runners.lfs_store import staged
+from runners.lfs_store import ObjectCache, staged
 
 log = structlog.get_logger(__name__)
 
@@ -30,9 +29,9 @@ MAX_SEARCHED = 2**20
 class LfsPublisher:
     """Checks and brings the LFS objects of changes, where a repository's configuration has LFS on."""
 
-    def __init__(self, *, settings: Settings, github: GitHub, remote: LfsRemote, redactor: Redactor) -> None:
-        self._settings = settings
+    def __init__(self, *, github: GitHub, remote: LfsRemote, cache: ObjectCache, redactor: Redactor) -> None:
         self._github = github
+        self._cache = cache
         self._remote = remote
         self._redactor = redactor
 
@@ -41,10 +40,9 @@ class LfsPublisher:
         if not _on(job):
             return
         pointers = await self._pointers(repository, base_sha, head)
-        folder = staged(repository)
         elsewhere = {}
         for pointer, path in pointers.items():
-            found = folder.find(pointer.oid)
+            found = self._file(job, repository, pointer.oid)
             if found is None:
                 elsewhere[pointer] = path
                 continue
@@ -71,9 +69,8 @@ class LfsPublisher:
         """
         if not _on(job):
             return
-        folder = staged(repository)
         pointers = await self._pointers(repository, base_sha, tree)
-        new = [pointer for pointer in pointers if folder.find(pointer.oid)]
+        new = [pointer for pointer in pointers if self._file(job, repository, pointer.oid)]
         if not new:
             return
         token = await self._github.token(
@@ -85,7 +82,7 @@ class LfsPublisher:
         try:
             wanted = await self._remote.batch("upload", job.repo.full_name, new, token=token.value)
             for pointer in new:
-                answered, path = wanted.get(pointer.oid), folder.find(pointer.oid)
+                answered, path = wanted.get(pointer.oid), self._file(job, repository, pointer.oid)
                 if answered is None or path is None:
                     raise LfsError("GitHub's answer about LFS objects leaves one out.")
                 if answered.error is not None:
@@ -103,6 +100,20 @@ class LfsPublisher:
             except ConductorError as error:
                 log.warning("a token was not revoked; it ends by itself within the hour", error=str(error))
         log.info("large files published", count=len(new), **job.log_context())
+
+    async def keep(self, job: Job, repository: Path) -> None:
+        """Keep the attempt's new objects on this host, for a job that goes on with its work; safe to repeat."""
+        if not _on(job):
+            return
+        try:
+            await self._cache.adopt(staged(repository), job.repo.installation_id, job.repo.id)
+        except OSError as error:
+            log.warning("large files were not kept", error=str(error), **job.log_context())
+
+    def _file(self, job: Job, repository: Path, oid: str) -> Path | None:
+        """The object, when this attempt brought it or this host has it from before."""
+        cached = self._cache.folder(job.repo.installation_id, job.repo.id)
+        return staged(repository).find(oid) or cached.find(oid)
 
     async def _pointers(self, repository: Path, old: str, new: str) -> Mapping[Pointer, str]:
         """The pointers that a change adds, with one path of each."""

@@ -42,6 +42,7 @@ from bot.model import (
     JobState,
     Phase,
     TargetKind,
+    Usage,
 )
 from bot.network import proxy_environment, rules_for
 from bot.ports import Agent, ContainerSpec, Exit, Handle, Runner, Turn
@@ -203,7 +204,7 @@ class _Attempt:
             ending = Ending(cause=Cause.outcome, outcome=outcome)
         else:
             ending = await self._run_turn(desk)
-        usage = desk.usage()
+        usage = await self._usage(desk)
         await self.host.store.note(
             self.job.id, fence=self.attempt.fence, blocked=dict(desk.blocked), **usage_columns(usage)
         )
@@ -216,6 +217,10 @@ class _Attempt:
             await self.host.store.save_session(self.job.thread_id, self.job.agent, session_id)
         await self.host.keeper.keep_session(self.job, desk)
         return ending
+
+    async def _usage(self, desk: Desk) -> Usage:
+        """What the whole job has used: this attempt, and those before."""
+        return await self.host.store.usage_before(self.attempt) + desk.usage()
 
     async def _judge(self, desk: Desk, ending: Ending) -> Verdict | None:
         """What became of the turn. None: another attempt goes on with the job, or its end was told.
@@ -611,12 +616,13 @@ class _Attempt:
     async def _go_on_after_the_host(self) -> None:
         """The engine took the container down: nothing was wrong with the work, so a new attempt goes on with it."""
         desk, store = self.desk, self.host.store
-        if self.attempt.fence > self.host.settings.restarts:
+        interrupted = await store.interruptions(self.job.id)
+        if interrupted > self.host.settings.restarts:
             raise JobFailed(
                 Phase.agent,
                 FailureKind.host,
                 "The worker host or its container engine was restarted while the agent worked, "
-                f"{self.attempt.fence} times in all.",
+                f"{interrupted} times in all.",
                 HINTS[FailureKind.host],
             )
         if desk is not None:
@@ -735,7 +741,7 @@ class _Attempt:
         message = self.host.redactor.text(words)
         if desk is not None:
             desk.finish()
-            self.job = self.job.evolve(usage=desk.usage())
+            self.job = self.job.evolve(usage=await self._usage(desk))
             if state is not JobState.succeeded:
                 # a void attempt's work must not replace what a newer one keeps
                 await store.check_fence(self.job.id, self.attempt.fence)

@@ -126,6 +126,10 @@ class Publisher:
             job, title=title, base=job.base or "", closes=self._settings.close_issues
         )
 
+    async def keep_large_files(self, job: Job, repository: Path) -> None:
+        """Keep what of an attempt's LFS objects may be wanted later; its folder goes now."""
+        await self._lfs.keep(job, repository)
+
     # --- what must not leave
 
     def _rules(self, job: Job) -> ChangeRules:

@@ -57,8 +57,9 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
     runner = create_runner(settings.runner, settings)
     llm = LlmProxy(settings, Ledger(engine))
     lfs_remote = LfsRemote(settings.github_url)
+    lfs_cache = ObjectCache(settings.data_dir / "lfs", limit=size(settings.lfs_cache_disk))
     lfs = LfsRoute(
-        cache=ObjectCache(settings.data_dir / "lfs", limit=size(settings.lfs_cache_disk)),
+        cache=lfs_cache,
         remote=lfs_remote,
         token=lambda installation, repository: _read_token(github, installation, repository),
         max_object_bytes=settings.lfs_max_file_bytes,
@@ -83,7 +84,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                 github=github,
                 reporter=reporter,
                 redactor=redactor,
-                lfs=LfsPublisher(settings=settings, github=github, remote=lfs_remote, redactor=redactor),
+                lfs=LfsPublisher(github=github, remote=lfs_remote, cache=lfs_cache, redactor=redactor),
             )
             await publisher.signer()  # a key that cannot sign is told now, not at the end of a job
             supervisor = Supervisor(

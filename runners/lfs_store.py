@@ -1,9 +1,9 @@
-"""Git LFS objects on this host's disk: what was fetched from GitHub, and what one attempt made.
+"""Git LFS objects on this host's disk: what was fetched from GitHub, and what attempts made.
 
 Every file is named by the SHA-256 of its content and comes into place only after that was checked. Two kinds:
 
     <data>/lfs/<installation>/<repo id>/<2 digits>/<oid>    a repository's objects, the longest unused ones go
-    <attempt>/lfs/<2 digits>/<oid>                          new ones of an attempt, until they are published
+    <attempt>/lfs/<2 digits>/<oid>                          new ones of an attempt; at its end they join the others
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _write(file: BinaryIO, digest: _Digest, chunk: bytes) -> None:
 
 
 class ObjectCache:
-    """What was fetched for the repositories of this host, below ``root``; at most ``limit`` bytes or so.
+    """What was fetched and made for the repositories of this host, below ``root``; at most ``limit`` bytes or so.
 
     Any number of processes may share it. An object is never shown to another repository than the one it came from.
     """
@@ -109,6 +109,23 @@ class ObjectCache:
     def folder(self, installation_id: int, repo_id: int) -> ObjectFolder:
         """The objects of one repository."""
         return ObjectFolder(self._root / str(int(installation_id)) / str(int(repo_id)))
+
+    async def adopt(self, folder: ObjectFolder, installation_id: int, repo_id: int) -> None:
+        """Take over an attempt's own objects, for the next one that goes on with its work. Raises OSError."""
+        target = self.folder(installation_id, repo_id).folder
+
+        def move() -> int:
+            size = 0
+            for path in folder.folder.glob("??/*"):
+                if valid_oid(path.name) and path.parent.name == path.name[:2]:
+                    size += path.stat().st_size
+                    place = target / path.name[:2]
+                    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    path.rename(place / path.name)
+            return size
+
+        if size := await asyncio.to_thread(move):
+            await self.grown(size)
 
     async def grown(self, size: int) -> None:
         """``size`` bytes were added: when that was enough of them, the longest unused objects go."""

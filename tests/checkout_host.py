@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from git_host import Attempt, git_gateway
 
-from bot.config import fixed_settings
 from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.github_transport import Patience
@@ -176,9 +175,9 @@ async def lab(folder: Path, files: Mapping[str, str | bytes] | None = None) -> A
             mirrors=Mirrors(folder / "mirrors"),
             remote=remote,
             publisher=LfsPublisher(
-                settings=fixed_settings(data_dir=folder / "data"),
                 github=github,
                 remote=remote,
+                cache=ObjectCache(folder / "cache", limit=10 * MAX_OBJECT),
                 redactor=Redactor([SECRET]),
             ),
         )

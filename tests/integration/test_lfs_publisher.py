@@ -169,3 +169,22 @@ async def test_a_lost_answer_is_asked_for_again(place: Place, path: str, drop: s
     place.lab.sandbox.faults.add(Fault(path=path, drop=drop))
     await place.publish(head)
     assert place.there(pointer) == b"one"
+
+
+async def test_the_next_attempt_publishes_what_an_earlier_one_made(place: Place) -> None:
+    """Unfinished work that goes on: its pointers come as a bundle, its objects lie on this host."""
+    pointer = await place.bring(b"made by an attempt that ended")
+    head = await place.hand_in({"one.bin": pointer})
+    await place.lab.publisher.keep(place.lab.job(), place.attempt.quarantine)
+    await place.lab.publisher.keep(place.lab.job(), place.attempt.quarantine)
+    assert not [path for path in staged(place.attempt.quarantine).folder.rglob("*") if path.is_file()]
+    await place.check(head)
+    await place.publish(head)
+    assert place.there(pointer) == b"made by an attempt that ended"
+
+
+async def test_what_an_earlier_attempt_made_is_searched_for_secrets_too(place: Place) -> None:
+    head = await place.hand_in({"one.bin": await place.bring(SECRET.encode())})
+    await place.lab.publisher.keep(place.lab.job(), place.attempt.quarantine)
+    with pytest.raises(JobFailed, match="looks like a secret"):
+        await place.check(head)
