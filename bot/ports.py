@@ -169,7 +169,8 @@ class Installation:
     """How a CLI gets into its agent's image when the operator says it: by commands, or with the base image."""
 
     program: str  # must be found in the image at the end
-    commands: tuple[str, ...] = ()  # for bash, as root; what is to stay lies below $AGENT, programs in its bin
+    #: For bash, as root; what is to stay lies below $AGENT, programs in its bin.
+    commands: tuple[str, ...] = ()
 
 
 class Agent(Protocol):
