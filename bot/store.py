@@ -47,7 +47,7 @@ from bot.model import (
     attempt_id,
 )
 from bot.policy import Limits, Load
-from bot.schema import answers, attempts, hosts, jobs, threads, turns
+from bot.schema import answers, attempts, hosts, jobs, spend, threads, turns
 
 ACTIVE = (JobState.queued, JobState.running, JobState.paused)
 #: A host that was seen within this time is there; hosts tell every twenty seconds that they live.
@@ -472,6 +472,36 @@ class Store:
                 .values(finished_at=datetime.now(UTC), outcome=dict(outcome))
             )
 
+    async def interruptions(self, job_id: str) -> int:
+        """How many of the job's attempts were ended in the middle of a turn; not those that asked and were answered."""
+        query = (
+            select(turns.c.attempt_id, turns.c.outcome)
+            .join(attempts, attempts.c.id == turns.c.attempt_id)
+            .where(attempts.c.job_id == job_id)
+            .order_by(attempts.c.fence, turns.c.number)
+        )
+        async with self.engine.connect() as connection:
+            last = {row.attempt_id: row.outcome for row in await connection.execute(query)}
+        return sum(outcome is None or bool(outcome.get("stopped")) for outcome in last.values())
+
+    async def usage_before(self, attempt: Attempt) -> Usage:
+        """What the job's other attempts have used."""
+        total = {name: func.coalesce(func.sum(spend.c[name]), 0) for name in _SPENT}
+        priced = func.count(spend.c.cost)
+        query = select(
+            *(column.label(name) for name, column in total.items()),
+            func.count().label("requests"),
+            priced.label("priced"),
+            func.coalesce(func.sum(spend.c.cost), 0.0).label("cost"),
+        ).where(spend.c.job_id == attempt.job_id, spend.c.attempt_id != attempt.id)
+        async with self.engine.connect() as connection:
+            row = (await connection.execute(query)).one()
+        return Usage(
+            **{name: int(row._mapping[name]) for name in _SPENT},
+            requests=row.requests,
+            cost=float(row.cost) if row.priced == row.requests else None,
+        )
+
     async def session(self, thread_id: str, agent: str) -> str | None:
         """What ``agent`` calls its session of this thread, if there was a turn before."""
         query = select(threads.c.session_id).where(threads.c.id == thread_id, threads.c.agent == agent)
@@ -559,6 +589,9 @@ class Store:
     async def _begin(self) -> AsyncIterator[AsyncConnection]:
         async with self.engine.begin() as connection:
             yield connection
+
+
+_SPENT = ("input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens")
 
 
 def _answer_key(event: str) -> str:

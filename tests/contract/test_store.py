@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bot.errors import StaleAttempt
+from bot.ledger import Entry, Ledger
 from bot.model import (
     Actor,
     Attempt,
@@ -23,6 +24,7 @@ from bot.model import (
     Usage,
 )
 from bot.store import Store, usage_columns
+from bot.terms import Terms
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678900, tzinfo=UTC)
 
@@ -248,3 +250,34 @@ async def test_what_was_waited_is_not_counted_twice_when_a_renewal_is_repeated(s
     assert after.asked_at is not None
     assert renewed.deadline - after.asked_at == left
     assert await store.attempt("nobody-1") is None
+
+
+async def test_a_job_tells_what_all_its_attempts_have_used_and_how_many_were_interrupted(
+    store: Store,
+) -> None:
+    first = await paused(store)
+    await store.begin_turn(first, 1, "prompt")
+    await store.end_turn(first, 1, {"exit_code": 0, "stopped": False})
+    await store.move(job().id, JobState.running, expected=[JobState.paused])
+    assert await store.interruptions(job().id) == 0, "it has asked, and that is no fault of its host"
+    ledger = Ledger(store.engine)
+    terms = Terms(job_id=job().id, thread_id="t", repo_id=10, actor_id=3)
+    one = Usage(input_tokens=1, output_tokens=2, cached_tokens=3, cache_write_tokens=4, requests=1, cost=0.5)
+
+    def entry(attempt: Attempt, usage: Usage) -> Entry:
+        return Entry(terms=terms, attempt_id=attempt.id, at=START, model="m", usage=usage)
+
+    await ledger.add([entry(first, one), entry(first, one)])
+    assert await store.usage_before(first) == Usage()
+    fence = first.fence
+    for outcome, known in ((None, 1), ({"stopped": True}, 2)):
+        taken = await store.take_over(job().id, from_fence=fence, host="h")
+        assert taken is not None
+        fence = taken[1].fence
+        await store.begin_turn(taken[1], 1, "prompt")
+        if outcome is not None:
+            await store.end_turn(taken[1], 1, outcome)
+        assert await store.interruptions(job().id) == known
+        assert await store.usage_before(taken[1]) == one + one
+    await ledger.add([entry(first, replace(one, cost=None))])
+    assert (await store.usage_before(taken[1])).cost is None
