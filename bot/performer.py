@@ -743,8 +743,6 @@ class _Attempt:
             desk.finish()
             self.job = self.job.evolve(usage=await self._usage(desk))
             if state is not JobState.succeeded:
-                # a void attempt's work must not replace what a newer one keeps
-                await store.check_fence(self.job.id, self.attempt.fence)
                 finished = desk.outcome_now(desk.turns_given) is not None
                 await self.host.keeper.keep_work(self.job, desk, finished=finished)
         moved = await store.move(

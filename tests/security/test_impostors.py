@@ -12,10 +12,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from sqlalchemy import update
 
 from bot.model import JobState
 from bot.sandbox.faults import Fault
 from bot.sandbox.state import User
+from bot.schema import jobs
 from bot.signature import Verifier
 from tests.scenarios.world import CANARIES, REPO, World, world
 
@@ -146,18 +148,18 @@ async def test_03_a_strangers_comment_with_our_marker_is_never_taken_for_ours(tm
         job = await box.ended(number)
         marked = f"<!-- agent-conductor:job:{job.id} -->\nAll is well."
         forged = (await mallory.comment(REPO, number, marked))["id"]
-        # ours is gone, so it is looked for
-        (sticky,) = (one for one in box.github.comments(REPO, number) if one["id"] != forged)
-        await box.github.as_user("octocat").delete_comment(REPO, sticky["id"])
-        await maria.comment(REPO, number, "/agent retry")
-        await box.ended(number, nth=1)
-        await box.dealt_with()
-        # and the end of the first job is told once more, as after a crash
-        runs = box.github.check_runs(REPO)
+        (ours,) = (one for one in box.github.comments(REPO, number) if one["id"] != forged)
+        await box.github.as_user("octocat").delete_comment(REPO, ours["id"])
+        # as after a crash before ours was remembered: it is looked for by its marker
+        async with box.store.engine.begin() as connection:
+            await connection.execute(update(jobs).values(comment_id=None, reported=None))
+        async with asyncio.timeout(60):
+            while await box.store.unreported_jobs():
+                await asyncio.sleep(0.05)
         bodies = {one["id"]: one["body"] for one in box.github.comments(REPO, number)}
+        assert len(bodies) == 2
         assert bodies[forged] == marked
-        assert sum("✅ **Done**" in body for body in bodies.values()) == 1
-        assert len({run["external_id"] for run in runs}) == len(runs)
+        assert ["✅ **Done**" in body for body in bodies.values()] == [False, True]
 
 
 #: What is changed in a delivery of Maria's command that would start a job as it is.
@@ -175,7 +177,8 @@ FALSE: dict[str, Change] = {
         event["sender"].update(login="rita"),
         event["comment"].update(author_association="OWNER"),
     ),
-    "a name that resolves to another account": lambda event, _: event["sender"].update(login="nobody-here"),
+    "nobody": lambda event, _: event["sender"].update(login="nobody-here"),
+    "a name that resolves to another account": lambda event, _: event["sender"].update(login="renamed"),
     "a login that is a path": lambda event, _: event["sender"].update(login="maria/permission?x="),
     "the command quoted": lambda event, _: event["comment"].update(body="> /agent run --agent shell x"),
     "the command in code": lambda event, _: event["comment"].update(
@@ -195,6 +198,7 @@ async def test_02_03_04_06_only_a_persons_own_new_comment_with_a_right_of_now_co
         payload = last(box, "issue_comment", "created")
         payload["comment"]["body"] = COMMAND
         app = {"id": 99, "slug": "helper", "name": "Helper"}
+        box.github.world.users["renamed"] = box.github.world.users["maria"]
         started = []
         for name, change in FALSE.items():
             event = copy.deepcopy(payload)
