@@ -13,7 +13,7 @@ from runners.images import ImageBuilder
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[docker.DockerClient]:
+def docker_client() -> Iterator[docker.DockerClient]:
     """A client of this machine's engine."""
     client = docker.from_env()
     yield client

@@ -18,7 +18,7 @@ async def built(builder: ImageBuilder, tool: Agent) -> str:
 
 
 async def test_what_the_commands_leave_in_their_folder_is_in_the_image(
-    engine: docker.DockerClient, builder: ImageBuilder
+    docker_client: docker.DockerClient, builder: ImageBuilder
 ) -> None:
     steps = [
         'printf "#!/bin/sh\\necho hello from %s\\n" "$AGENT" > "$AGENT/bin/mycli"; chmod 4755 "$AGENT/bin/mycli"',
@@ -29,11 +29,11 @@ async def test_what_the_commands_leave_in_their_folder_is_in_the_image(
     image = await built(builder, tool)
     listing = "ls /left-behind || true; find / -xdev -perm /6000 2>/dev/null || true"
     script = f"mycli; cat /opt/agents/mine/data; {listing}; id -un"
-    output: bytes = engine.containers.run(
+    output: bytes = docker_client.containers.run(
         image, ["bash", "-euc", script], remove=True, network_mode="none", read_only=True, cap_drop=["ALL"]
     )
     assert output.decode().splitlines() == ["hello from /opt/agents/mine", "data", "agent"]
-    labels = engine.images.get(image).labels
+    labels = docker_client.images.get(image).labels
     assert (labels["agent-conductor.agent"], labels["agent-conductor.agent-version"]) == ("mine", "1.0")
 
 

@@ -46,9 +46,9 @@ async def builder() -> AsyncIterator[ImageBuilder]:
     await builder.close()
 
 
-def run(engine: docker.DockerClient, image: str, script: str) -> str:
+def run(docker_client: docker.DockerClient, image: str, script: str) -> str:
     """What ``script`` prints in a container as locked as an attempt's."""
-    output: bytes = engine.containers.run(
+    output: bytes = docker_client.containers.run(
         image,
         ["bash", "-euc", script],
         remove=True,
@@ -68,8 +68,12 @@ async def shell_image(builder: ImageBuilder) -> str:
     return await builder.ensure(await builder.spec("shell", ""))
 
 
-async def test_the_user_is_real_and_unprivileged(engine: docker.DockerClient, shell_image: str) -> None:
-    told = run(engine, shell_image, "id -u; id -g; id -un; getent passwd agent; pwd; echo $HOME").splitlines()
+async def test_the_user_is_real_and_unprivileged(
+    docker_client: docker.DockerClient, shell_image: str
+) -> None:
+    told = run(
+        docker_client, shell_image, "id -u; id -g; id -un; getent passwd agent; pwd; echo $HOME"
+    ).splitlines()
     assert told == [
         "1000",
         "1000",
@@ -78,7 +82,9 @@ async def test_the_user_is_real_and_unprivileged(engine: docker.DockerClient, sh
         "/workspace",
         "/home/agent",
     ]
-    owners = run(engine, shell_image, "stat -c '%U %a %n' /workspace /run/conductor /opt/conductor/shim.py")
+    owners = run(
+        docker_client, shell_image, "stat -c '%U %a %n' /workspace /run/conductor /opt/conductor/shim.py"
+    )
     assert owners.splitlines() == [
         "agent 755 /workspace",
         "root 755 /run/conductor",
@@ -86,34 +92,34 @@ async def test_the_user_is_real_and_unprivileged(engine: docker.DockerClient, sh
     ]
 
 
-async def test_the_base_set_works(engine: docker.DockerClient, shell_image: str) -> None:
+async def test_the_base_set_works(docker_client: docker.DockerClient, shell_image: str) -> None:
     told = run(
-        engine,
+        docker_client,
         shell_image,
         "git --version; python3 -c 'import asyncio, json, ssl; print(1)'; ps -o comm= -p 1",
     )
     assert told.startswith("git version 2.")
     assert told.splitlines()[1:] == ["1", "docker-init"]
-    run(engine, shell_image, "curl --version; test -s /etc/ssl/certs/ca-certificates.crt")
+    run(docker_client, shell_image, "curl --version; test -s /etc/ssl/certs/ca-certificates.crt")
 
 
 async def test_the_image_starts_the_shim_that_was_given(
-    engine: docker.DockerClient, shell_image: str
+    docker_client: docker.DockerClient, shell_image: str
 ) -> None:
-    assert engine.containers.run(shell_image, remove=True, network_mode="none") == b"placeholder\n"
-    assert engine.images.get(shell_image).labels[SHIM_LABEL] == hashlib.sha256(SHIM).hexdigest()
+    assert docker_client.containers.run(shell_image, remove=True, network_mode="none") == b"placeholder\n"
+    assert docker_client.images.get(shell_image).labels[SHIM_LABEL] == hashlib.sha256(SHIM).hexdigest()
 
 
-async def test_nothing_can_become_another_user(engine: docker.DockerClient, shell_image: str) -> None:
+async def test_nothing_can_become_another_user(docker_client: docker.DockerClient, shell_image: str) -> None:
     found = (
         "find / -xdev -perm /6000 -print 2>/dev/null || true; test -u /usr/bin/su && echo su || echo plain"
     )
-    assert run(engine, shell_image, found) == "plain\n"
+    assert run(docker_client, shell_image, found) == "plain\n"
 
 
-async def test_the_shell_image_has_no_agent(engine: docker.DockerClient, shell_image: str) -> None:
+async def test_the_shell_image_has_no_agent(docker_client: docker.DockerClient, shell_image: str) -> None:
     script = "ls /opt/agents; command -v claude codex node npm pip || echo none"
-    assert run(engine, shell_image, script) == "none\n"
+    assert run(docker_client, shell_image, script) == "none\n"
 
 
 @pytest.mark.slow
@@ -122,23 +128,26 @@ async def test_the_shell_image_has_no_agent(engine: docker.DockerClient, shell_i
     [("claude", "2.1.329", "2.1.329 (Claude Code)"), ("codex", "0.169.0", "codex-cli 0.169.0")],
 )
 async def test_a_cli_runs_locked_in_its_exact_version(
-    engine: docker.DockerClient, builder: ImageBuilder, agent: str, version: str, says: str
+    docker_client: docker.DockerClient, builder: ImageBuilder, agent: str, version: str, says: str
 ) -> None:
     spec = await builder.spec(agent, version)
     image = await builder.ensure(spec)
-    assert run(engine, image, f"{agent} --version").strip() == says
+    assert run(docker_client, image, f"{agent} --version").strip() == says
     # the native binary itself, no launcher: nothing in the image could run one
     magic = f"od -An -c -N4 $(readlink -f $(command -v {agent}))"
-    assert run(engine, image, magic).split() == ["177", "E", "L", "F"]
-    assert run(engine, image, "command -v node npm pip || echo none; ls /opt/agents") == f"none\n{agent}\n"
-    assert run(engine, image, "find / -xdev -perm /6000 2>/dev/null || true") == ""
-    labels = engine.images.get(image).labels
+    assert run(docker_client, image, magic).split() == ["177", "E", "L", "F"]
+    assert (
+        run(docker_client, image, "command -v node npm pip || echo none; ls /opt/agents")
+        == f"none\n{agent}\n"
+    )
+    assert run(docker_client, image, "find / -xdev -perm /6000 2>/dev/null || true") == ""
+    labels = docker_client.images.get(image).labels
     assert labels[HASH_LABEL] == image_hash(spec)
     assert labels["agent-conductor.agent-version"] == version
 
 
 @pytest.mark.slow
-async def test_capabilities_work_locked(engine: docker.DockerClient, builder: ImageBuilder) -> None:
+async def test_capabilities_work_locked(docker_client: docker.DockerClient, builder: ImageBuilder) -> None:
     """From Debian, from wheels, and an operator's own; nothing of what made them stays."""
     own = Capability(
         run=("printf '#!/bin/sh\\necho \"$0 $@\"\\n' > /opt/tools/bin/own", "chmod 4755 /opt/tools/bin/own")
@@ -153,7 +162,7 @@ async def test_capabilities_work_locked(engine: docker.DockerClient, builder: Im
         "make --version; own 'a b'; cd /tmp; export HOME=/tmp; "
         "printf 'package main\\nfunc main() { println(42) }\\n' > a.go; go build -o built a.go; ls built"
     )
-    told = run(engine, image, script)
+    told = run(docker_client, image, script)
     for words in (
         "v22.",
         "go version go1.26",
@@ -165,11 +174,11 @@ async def test_capabilities_work_locked(engine: docker.DockerClient, builder: Im
         "built\n",
     ):
         assert words in told
-    assert run(engine, image, "find / -xdev -perm /6000 2>/dev/null || true") == ""
-    assert run(engine, image, "command -v pip dockerd-rootless.sh || echo none") == "none\n"
-    assert run(engine, image, "find /opt/tools -perm /022 -not -type l | head -3; echo end") == "end\n"
+    assert run(docker_client, image, "find / -xdev -perm /6000 2>/dev/null || true") == ""
+    assert run(docker_client, image, "command -v pip dockerd-rootless.sh || echo none") == "none\n"
+    assert run(docker_client, image, "find /opt/tools -perm /022 -not -type l | head -3; echo end") == "end\n"
     assert (
-        engine.images.get(image).labels[CAPABILITIES_LABEL]
+        docker_client.images.get(image).labels[CAPABILITIES_LABEL]
         == "docker-cli go1.26 jq make node22 own-tool ripgrep"
     )
     # another spelling in another order is the same image
@@ -178,14 +187,14 @@ async def test_capabilities_work_locked(engine: docker.DockerClient, builder: Im
 
 
 @pytest.mark.slow
-async def test_what_inspects_tls_is_trusted_in_the_image(engine: docker.DockerClient) -> None:
+async def test_what_inspects_tls_is_trusted_in_the_image(docker_client: docker.DockerClient) -> None:
     """The egress proxy tunnels TLS from end to end, so the container meets the company's certificates."""
     builder = builder_of(ca_bundle=Path(certifi.where()).read_bytes())
     image = await builder.ensure(await builder.spec("shell", ""))
-    path = run(engine, image, "echo $SSL_CERT_FILE").strip()
+    path = run(docker_client, image, "echo $SSL_CERT_FILE").strip()
     given = hashlib.sha256(Path(certifi.where()).read_bytes()).hexdigest()
-    assert run(engine, image, f"sha256sum {path}").split()[0] == given
-    assert run(engine, image, f"test -w {path} || echo no") == "no\n"
+    assert run(docker_client, image, f"sha256sum {path}").split()[0] == given
+    assert run(docker_client, image, f"test -w {path} || echo no") == "no\n"
     await builder.close()
 
 
@@ -198,12 +207,14 @@ async def test_an_image_that_is_there_is_not_built_again(builder: ImageBuilder) 
 
 
 @pytest.fixture
-def fresh(engine: docker.DockerClient) -> Iterator[bytes]:
+def fresh(docker_client: docker.DockerClient) -> Iterator[bytes]:
     """A shim that no image has: its image must be built, from cached layers. Its images go at the end."""
     shim = f"print('{uuid.uuid4()}')\n".encode()
     yield shim
-    for image in engine.images.list(filters={"label": f"{SHIM_LABEL}={hashlib.sha256(shim).hexdigest()}"}):
-        engine.images.remove(image.id, force=True)
+    for image in docker_client.images.list(
+        filters={"label": f"{SHIM_LABEL}={hashlib.sha256(shim).hexdigest()}"}
+    ):
+        docker_client.images.remove(image.id, force=True)
 
 
 async def test_those_who_want_the_same_image_share_one_build(shell_image: str, fresh: bytes) -> None:
@@ -227,7 +238,7 @@ async def test_those_who_want_the_same_image_share_one_build(shell_image: str, f
 
 
 async def test_who_gives_up_waiting_does_not_end_the_build(
-    engine: docker.DockerClient, shell_image: str, fresh: bytes
+    docker_client: docker.DockerClient, shell_image: str, fresh: bytes
 ) -> None:
     builder = builder_of(shim=fresh)
     spec = await builder.spec("shell", "")
@@ -241,11 +252,11 @@ async def test_who_gives_up_waiting_does_not_end_the_build(
         await first
     image = await second
     await builder.close()
-    assert image_tag(spec) in engine.images.get(image).tags
+    assert image_tag(spec) in docker_client.images.get(image).tags
 
 
 async def test_a_failed_build_tells_the_end_of_its_output(
-    engine: docker.DockerClient, builder: ImageBuilder
+    docker_client: docker.DockerClient, builder: ImageBuilder
 ) -> None:
     spec = await builder.spec("shell", "", ["absent"], table_of("no-such-package|no-other"))
     lines: list[str] = []
@@ -256,7 +267,7 @@ async def test_a_failed_build_tells_the_end_of_its_output(
     assert failure.value.tail.splitlines() == lines[-TAIL_LINES:]
     assert "returned a non-zero code: 1" in failure.value.message
     assert "CONDUCTOR_IMAGE_CA_BUNDLE" in failure.value.hint
-    assert not engine.images.list(image_tag(spec))
+    assert not docker_client.images.list(image_tag(spec))
 
 
 @pytest.mark.slow
@@ -266,23 +277,25 @@ async def test_a_version_that_does_not_exist_fails(builder: ImageBuilder) -> Non
     assert "No matching version found for @anthropic-ai/claude-code@0.0.0-nonesuch" in failure.value.tail
 
 
-async def no_container_runs(engine: docker.DockerClient, word: str) -> None:
+async def no_container_runs(docker_client: docker.DockerClient, word: str) -> None:
     """Return when no container with ``word`` in its command is left; the test's time-out bounds it."""
-    while any(word in str(c.attrs["Config"]["Cmd"]) for c in engine.containers.list(ignore_removed=True)):
+    while any(
+        word in str(c.attrs["Config"]["Cmd"]) for c in docker_client.containers.list(ignore_removed=True)
+    ):
         await asyncio.sleep(0.1)
 
 
-async def test_a_build_that_takes_too_long_is_broken_off(engine: docker.DockerClient) -> None:
+async def test_a_build_that_takes_too_long_is_broken_off(docker_client: docker.DockerClient) -> None:
     word = f"absent-{uuid.uuid4().hex}"
     builder = builder_of(timeout=1)
     spec = await builder.spec("shell", "", ["absent"], table_of(word))
     with pytest.raises(ImageBuildFailed, match="not done after 1 s"):
         await builder.ensure(spec)
-    await no_container_runs(engine, word)
+    await no_container_runs(docker_client, word)
     await builder.close()
 
 
-async def test_close_breaks_off_what_is_being_built(engine: docker.DockerClient) -> None:
+async def test_close_breaks_off_what_is_being_built(docker_client: docker.DockerClient) -> None:
     word = f"absent-{uuid.uuid4().hex}"
     builder = builder_of()
     spec = await builder.spec("shell", "", ["absent"], table_of(word))
@@ -292,7 +305,7 @@ async def test_close_breaks_off_what_is_being_built(engine: docker.DockerClient)
     await builder.close()
     with pytest.raises(asyncio.CancelledError):
         await waiter
-    await no_container_runs(engine, word)
+    await no_container_runs(docker_client, word)
 
 
 async def test_a_base_image_that_cannot_be_had_is_explained() -> None:

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.mark.parametrize("name", ["gemini", "opencode", "qwen"])
 async def test_the_exact_version_runs_locked(
-    engine: docker.DockerClient, builder: ImageBuilder, name: str
+    docker_client: docker.DockerClient, builder: ImageBuilder, name: str
 ) -> None:
     version = agent(name).version
     image = await builder.ensure(await builder.spec(name, version))
@@ -21,7 +21,7 @@ async def test_the_exact_version_runs_locked(
         f"{name} --version; command -v node npm pip || echo no node; ls /opt/agents; "
         "find / -xdev -perm /6000 2>/dev/null || true"
     )
-    output: bytes = engine.containers.run(
+    output: bytes = docker_client.containers.run(
         image,
         ["bash", "-euc", script],
         remove=True,
