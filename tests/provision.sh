@@ -69,6 +69,8 @@ why_not() {
 
 has_git() { command -v git >/dev/null; }
 has_git_lfs() { command -v git-lfs >/dev/null; }
+has_ssh_keygen() { command -v ssh-keygen >/dev/null; }
+has_ip() { command -v ip >/dev/null; }
 has_redis() { command -v redis-server >/dev/null; }
 has_postgresql() {
   command -v initdb >/dev/null && command -v postgres >/dev/null && return
@@ -120,6 +122,8 @@ provide_packages() {
   local wanted=()
   has_git || wanted+=(git)
   has_git_lfs || wanted+=(git-lfs)
+  has_ssh_keygen || wanted+=(openssh-client)
+  has_ip || wanted+=(iproute2)
   has_redis || wanted+=(redis-server)
   has_postgresql || wanted+=(postgresql)
   has_chromium || wanted+=(chromium)
@@ -269,6 +273,8 @@ reason() { if [[ $mode == --check ]]; then echo "run tests/provision.sh"
 
 report git "git" "$(reason git)" has_git
 report git-lfs "git-lfs" "$(reason git-lfs)" has_git_lfs
+report openssh-client "ssh-keygen" "$(reason openssh-client)" has_ssh_keygen
+report iproute2 "ip" "$(reason iproute2)" has_ip
 report redis "redis-server" "$(reason redis-server)" has_redis
 report postgresql "PostgreSQL" "$(reason postgresql)" has_postgresql
 report chromium "Chromium" "$(reason chromium)" has_chromium
