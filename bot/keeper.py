@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -32,12 +33,13 @@ class Keeper:
         if desk.session_tar.exists():
             await self._try_to_keep(job, _session(job), desk.session_tar)
 
-    async def bring_work(self, job: Job, desk: Desk, mirror: Path) -> tuple[str, str] | None:
-        """Lay unfinished work on the desk: that of the job's own earlier attempt, or of the one it goes on from.
+    async def bring_work(
+        self, job: Job, desk: Desk, mirror: Path, *, origins: Sequence[str]
+    ) -> tuple[str, str] | None:
+        """Lay unfinished work on the desk: that of the first of the jobs ``origins`` that left some.
 
         Returns its base and its head, or None when there is none that fits this repository as it is now.
         """
-        origins = [job.id, *([job.retry_of] if job.go_on and job.retry_of else [])]
         for origin in origins:
             if await self._shelf.fetch(job.thread_id, _work(origin), desk.work):
                 found = await work.describe(desk.work)

@@ -75,6 +75,7 @@ PROGRESS_INTERVAL = 10.0  # seconds between two edits of the comment; GitHub cou
 CHECKPOINT_INTERVAL = 60.0  # seconds between two looks for a checkpoint to keep
 EXIT_WAIT = 10.0  # seconds for a container to end that was told that there are no more turns
 MAX_QUESTION = 8000  # characters
+MAX_ORIGINS = 20  # jobs that are asked for unfinished work
 READ_PERMISSIONS = {"contents": "read"}
 
 #: Configuration of agent CLIs that a pull request must not bring along: it is taken from the base branch.
@@ -405,13 +406,22 @@ class _Attempt:
         job = self.job
         if self.agent.llm is None or not (job.go_on or self.attempt.fence > 1):
             return
-        found = await self.host.keeper.bring_work(job, desk, mirror)
+        found = await self.host.keeper.bring_work(job, desk, mirror, origins=await self._origins())
         if found is None or found[0] == job.base_sha:
             return
         if job.target is TargetKind.issue:
             await self._note(base_sha=found[0])  # goes on from where that one began
         else:
             desk.work.unlink(missing_ok=True)  # the branch has moved since
+
+    async def _origins(self) -> list[str]:
+        """The jobs whose work this one goes on with, the nearest first: one of them may have ended before it began."""
+        job: Job | None = self.job
+        origins: list[str] = []
+        while job is not None and len(origins) < MAX_ORIGINS:
+            origins.append(job.id)
+            job = await self.host.store.job(job.retry_of) if job.go_on and job.retry_of else None
+        return origins
 
     # --- a turn
 

@@ -165,6 +165,26 @@ async def test_a_question_that_nobody_answers_ends_the_job(tmp_path: Path) -> No
         assert "Nobody answered" in box.stickies(number)[0]
 
 
+async def test_work_is_found_behind_a_job_that_never_began(tmp_path: Path) -> None:
+    async with world(tmp_path, slots=1, **SETTINGS) as box:
+        number = await asked(box)
+        maria = box.github.as_user("maria")
+        await maria.comment(REPO, number, "/agent cancel")
+        await box.ended(number)
+        other = (await maria.open_issue(REPO, "Long", "```sh\nsleep 300\n```"))["number"]
+        await maria.add_label(REPO, other, "agent")  # takes the only slot
+        await until(box, other, lambda job: job.state is JobState.running)
+        await maria.comment(REPO, number, "/agent resume Red.")
+        await box.job(number, nth=1)
+        await maria.comment(REPO, number, "/agent cancel")
+        assert (await box.ended(number, nth=1)).fence == 0
+        await maria.comment(REPO, other, "/agent cancel")
+        await maria.comment(REPO, number, "/agent resume Blue.")
+        job = await box.ended(number, nth=2)
+        assert job.state is JobState.succeeded, job.message
+        assert await box.github.file(REPO, job.branch or "", "one.txt") == "1"
+
+
 async def test_nothing_is_left_where_the_last_job_was_done(tmp_path: Path) -> None:
     async with world(tmp_path) as box:
         maria = box.github.as_user("maria")
