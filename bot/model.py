@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 class JobState(enum.StrEnum):
     """Where a job is. The sentence after each value is what people are told."""
 
+    waiting = "waiting"  # a reviewer must approve the plan first
     queued = "queued"  # accepted, waits for a free slot
     running = "running"  # an agent works on it
     paused = "paused"  # a human was asked
@@ -35,6 +36,7 @@ FINAL_STATES = frozenset(
 
 #: The legal moves. Everything else is refused by the store's compare-and-set.
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
+    JobState.waiting: frozenset({JobState.queued, JobState.cancelled}),
     JobState.queued: frozenset({JobState.running, JobState.cancelled, JobState.failed}),
     JobState.running: frozenset(
         {
@@ -51,6 +53,21 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     ),
     **{state: frozenset() for state in FINAL_STATES},
 }
+
+
+class JobKind(enum.StrEnum):
+    """What is wanted of a job. Of one that only reads nothing is published but what its agent says."""
+
+    task = "task"  # change the code
+    fix = "fix"  # change the code so that its checks pass
+    plan = "plan"  # say how a task would be done; a person approves that first
+    review = "review"  # comment on a pull request
+    ask = "ask"  # answer a question
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether nothing that the agent changes may be published."""
+        return self in (JobKind.plan, JobKind.review, JobKind.ask)
 
 
 class Phase(enum.StrEnum):
@@ -150,6 +167,8 @@ class Request:
     retry_of: str | None = None
     budget: float | None = None  # US dollars, when the asker sets a limit of their own
     go_on: bool = False  # with retry_of: from the work in progress that the other job left
+    kind: JobKind = JobKind.task
+    left_out: tuple[str, ...] = ()  # what of the conversation was kept out of the prompt, a sentence each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +242,11 @@ class Job:
     held_back: str = ""  # the protected part of the change, as a patch for a human
     blocked: Mapping[str, int] = dataclasses.field(default_factory=dict)  # "host:port" -> refused so often
     waits: str = ""  # queued: what its comment says about why it waits
+    kind: JobKind = JobKind.task
+    left_out: Sequence[str] = ()  # what was kept out of the prompt, a sentence each
+    granted: Mapping[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # {"allow": [rule], "budget": dollars}
 
     def evolve(self, **changes: Any) -> Job:
         """A copy with ``changes``."""
@@ -268,6 +292,51 @@ class Attempt:
     deadline: datetime
 
 
+class ApprovalKind(enum.StrEnum):
+    """What a person is asked to approve."""
+
+    plan = "plan"  # start the work as planned
+    network = "network"  # let the agent reach a host
+    budget = "budget"  # let the job cost more
+    path = "path"  # change protected paths
+    text = "text"  # whatever the agent asks in its own words
+    protected = "protected"  # push the part of a change that was held back
+
+
+class ApprovalState(enum.StrEnum):
+    """What became of an approval that was asked for. All but ``pending`` are final."""
+
+    pending = "pending"
+    approved = "approved"
+    refused = "refused"
+    expired = "expired"  # nobody decided in time
+    withdrawn = "withdrawn"  # the job ended
+    stale = "stale"  # the branch moved: what was asked about is not what is there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Approval:
+    """A question that only a pull request review can answer, bound to the commit that the reviewer must have seen."""
+
+    id: str
+    kind: ApprovalKind
+    job_id: str
+    repo: Repo
+    pull_number: int
+    subject: str  # what is asked, in Markdown
+    sha: str  # the head of the pull request that a review must be on, in full
+    state: ApprovalState
+    asked_at: datetime
+    expires_at: datetime
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # host, dollars, paths: by its kind
+    reminded_at: datetime | None = None
+    decided_at: datetime | None = None
+    decided_by: str | None = None  # a login, or "operator:NAME"
+    decided_by_id: int | None = None
+    words: str = ""  # of the reviewer
+    review_id: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What the agent says about its work, from its ``<result>`` block."""
@@ -275,6 +344,10 @@ class Result:
     status: str  # "done", "failed", "blocked" or "question"
     title: str = ""
     summary: str = ""
+    replies: Sequence[
+        Mapping[str, Any]
+    ] = ()  # to threads of a review: {"thread", "text", "resolved"}, not checked
+    comments: Sequence[Mapping[str, Any]] = ()  # of a review of ours: {"path", "line", "body" …}, not checked
 
 
 def job_id_for(delivery_id: str, ordinal: int = 0) -> str:

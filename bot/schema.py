@@ -138,6 +138,11 @@ jobs = Table(
     Column("held_back", Text, nullable=False, server_default=""),
     Column("blocked", JSON, nullable=False, server_default="{}"),
     Column("waits", Text, nullable=False, server_default=""),  # what its comment says about why it waits
+    Column("kind", String(12), nullable=False, server_default="task"),
+    Column("left_out", JSON, nullable=False, server_default="[]"),
+    Column(
+        "granted", JSON, nullable=False, server_default="{}"
+    ),  # by approvals: {"allow": [], "budget": 1.0}
     Index("ix_jobs_state", "state"),
     Index("ix_jobs_state_repo_id", "state", "repo_id"),  # how many run
     Index("ix_jobs_repo_id_started_at", "repo_id", "started_at"),  # when it was served last
@@ -231,4 +236,91 @@ answers = Table(
     metadata,
     Column("key", String(200), primary_key=True),
     Column("said_at", UtcDateTime, nullable=False),
+)
+
+#: What people are asked to approve by a pull request review (bot.approval_store).
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("kind", String(12), nullable=False),
+    Column("job_id", String(40), ForeignKey("jobs.id"), nullable=False),
+    Column("repo_id", BigInteger, nullable=False),
+    Column("repo_owner", String(120), nullable=False),
+    Column("repo_name", String(120), nullable=False),
+    Column("installation_id", BigInteger, nullable=False),
+    Column("pull_number", Integer, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("details", JSON, nullable=False, server_default="{}"),
+    Column("sha", String(64), nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("asked_at", UtcDateTime, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False),
+    Column("reminded_at", UtcDateTime),
+    Column("decided_at", UtcDateTime),
+    Column("decided_by", String(120)),
+    Column("decided_by_id", BigInteger),
+    Column("words", Text, nullable=False, server_default=""),
+    Column("review_id", BigInteger),
+    Index("ix_approvals_state_expires_at", "state", "expires_at"),
+    Index("ix_approvals_repo_id_pull_number", "repo_id", "pull_number"),
+    Index("ix_approvals_job_id", "job_id"),
+)
+
+#: Who did what, for ever: each row's hash covers the row before it (bot.audit).
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("kind", String(60), nullable=False),
+    Column("actor", String(120), nullable=False),
+    Column("actor_id", BigInteger),
+    Column("repo_id", BigInteger),
+    Column("repo", String(250), nullable=False, server_default=""),
+    Column("number", Integer),
+    Column("job_id", String(40)),
+    Column("delivery_id", String(80)),
+    Column("sha", String(64)),
+    Column("decision", JSON),
+    Column("details", JSON, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Index("ix_audit_at", "at"),
+    Index("ix_audit_job_id", "job_id"),
+)
+
+#: Words for an agent that works: it gets them when its turn is over (`/agent tell`).
+tells = Table(
+    "tells",
+    metadata,
+    Column("event", String(120), primary_key=True),  # which trigger: the same one says nothing twice
+    Column("job_id", String(40), ForeignKey("jobs.id"), nullable=False),
+    Column("words", Text, nullable=False),
+    Column("by", String(120), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("told_at", UtcDateTime),  # when it became part of a turn
+    Index("ix_tells_job_id", "job_id"),
+)
+
+#: Where the App is installed, as GitHub's events told.
+installations = Table(
+    "installations",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("account", String(120), nullable=False),
+    Column("account_type", String(20), nullable=False),
+    Column("suspended", Boolean, nullable=False, server_default=false()),
+    Column("removed", Boolean, nullable=False, server_default=false()),
+    Column("permissions", JSON, nullable=False, server_default="{}"),
+    Column("updated_at", UtcDateTime, nullable=False),
+)
+
+#: How far something was read: GitHub's delivery log, the search for unanswered commands.
+cursors = Table(
+    "cursors",
+    metadata,
+    Column("name", String(120), primary_key=True),
+    Column("value", Text, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
 )

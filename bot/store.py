@@ -37,6 +37,7 @@ from bot.model import (
     AttemptState,
     FailureKind,
     Job,
+    JobKind,
     JobState,
     Phase,
     Repo,
@@ -49,7 +50,7 @@ from bot.model import (
 from bot.policy import Limits, Load
 from bot.schema import answers, attempts, hosts, jobs, spend, threads, turns
 
-ACTIVE = (JobState.queued, JobState.running, JobState.paused)
+ACTIVE = (JobState.waiting, JobState.queued, JobState.running, JobState.paused)
 #: A host that was seen within this time is there; hosts tell every twenty seconds that they live.
 PRESENT = timedelta(seconds=90)
 #: Claims that lose a race against a cancellation look again, at most so often.
@@ -629,6 +630,9 @@ def _job_row(job: Job) -> dict[str, Any]:
         "thread_id": job.thread_id or f"{job.repo.id}-{job.number}",
         "config": dict(job.config),
         "blocked": dict(job.blocked),
+        "kind": str(job.kind),
+        "left_out": list(job.left_out),
+        "granted": dict(job.granted),
     }
     return values | usage_columns(job.usage)
 
@@ -649,6 +653,8 @@ def _job(row: Row[Any]) -> Job:
         state=JobState(values["state"]),
         phase=None if values["phase"] is None else Phase(values["phase"]),
         failure=None if values["failure"] is None else FailureKind(values["failure"]),
+        kind=JobKind(values["kind"]),
+        left_out=tuple(values["left_out"]),
         **{
             name: values[name]
             for name in (
@@ -656,7 +662,7 @@ def _job(row: Row[Any]) -> Job:
                 "fence", "message", "summary", "branch", "base_sha", "head_sha", "pull_number", "comment_id",
                 "check_run_id", "cancel_requested_by", "created_at", "started_at", "finished_at",
                 "thread_id", "config", "queue", "priority", "budget", "go_on", "question", "asked_at", "answer",
-                "answered_by", "hibernated", "held_back", "blocked", "waits",
+                "answered_by", "hibernated", "held_back", "blocked", "waits", "granted",
             )
         },
     )  # fmt: skip

@@ -1,0 +1,98 @@
+"""people decide: approvals, audit, words for agents that work, installations, cursors; kinds of jobs.
+
+Revision ID: 0004
+Revises: 0003
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+from bot.schema import UtcDateTime
+
+revision = "0004"
+down_revision = "0003"
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("kind", sa.String(12), nullable=False, server_default="task"))
+    op.add_column("jobs", sa.Column("left_out", sa.JSON(), nullable=False, server_default="[]"))
+    op.add_column("jobs", sa.Column("granted", sa.JSON(), nullable=False, server_default="{}"))
+    op.create_table(
+        "approvals",
+        sa.Column("id", sa.String(40), primary_key=True),
+        sa.Column("kind", sa.String(12), nullable=False),
+        sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id"), nullable=False),
+        sa.Column("repo_id", sa.BigInteger(), nullable=False),
+        sa.Column("repo_owner", sa.String(120), nullable=False),
+        sa.Column("repo_name", sa.String(120), nullable=False),
+        sa.Column("installation_id", sa.BigInteger(), nullable=False),
+        sa.Column("pull_number", sa.Integer(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("details", sa.JSON(), nullable=False, server_default="{}"),
+        sa.Column("sha", sa.String(64), nullable=False),
+        sa.Column("state", sa.String(12), nullable=False),
+        sa.Column("asked_at", UtcDateTime(), nullable=False),
+        sa.Column("expires_at", UtcDateTime(), nullable=False),
+        sa.Column("reminded_at", UtcDateTime()),
+        sa.Column("decided_at", UtcDateTime()),
+        sa.Column("decided_by", sa.String(120)),
+        sa.Column("decided_by_id", sa.BigInteger()),
+        sa.Column("words", sa.Text(), nullable=False, server_default=""),
+        sa.Column("review_id", sa.BigInteger()),
+    )
+    op.create_index("ix_approvals_state_expires_at", "approvals", ["state", "expires_at"])
+    op.create_index("ix_approvals_repo_id_pull_number", "approvals", ["repo_id", "pull_number"])
+    op.create_index("ix_approvals_job_id", "approvals", ["job_id"])
+    op.create_table(
+        "audit",
+        sa.Column(
+            "seq",
+            sa.BigInteger().with_variant(sa.Integer(), "sqlite"),
+            primary_key=True,
+            autoincrement=False,
+        ),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.Column("kind", sa.String(60), nullable=False),
+        sa.Column("actor", sa.String(120), nullable=False),
+        sa.Column("actor_id", sa.BigInteger()),
+        sa.Column("repo_id", sa.BigInteger()),
+        sa.Column("repo", sa.String(250), nullable=False, server_default=""),
+        sa.Column("number", sa.Integer()),
+        sa.Column("job_id", sa.String(40)),
+        sa.Column("delivery_id", sa.String(80)),
+        sa.Column("sha", sa.String(64)),
+        sa.Column("decision", sa.JSON()),
+        sa.Column("details", sa.JSON(), nullable=False),
+        sa.Column("previous", sa.String(64), nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+    )
+    op.create_index("ix_audit_at", "audit", ["at"])
+    op.create_index("ix_audit_job_id", "audit", ["job_id"])
+    op.create_table(
+        "tells",
+        sa.Column("event", sa.String(120), primary_key=True),
+        sa.Column("job_id", sa.String(40), sa.ForeignKey("jobs.id"), nullable=False),
+        sa.Column("words", sa.Text(), nullable=False),
+        sa.Column("by", sa.String(120), nullable=False),
+        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.Column("told_at", UtcDateTime()),
+    )
+    op.create_index("ix_tells_job_id", "tells", ["job_id"])
+    op.create_table(
+        "installations",
+        sa.Column("id", sa.BigInteger(), primary_key=True),
+        sa.Column("account", sa.String(120), nullable=False),
+        sa.Column("account_type", sa.String(20), nullable=False),
+        sa.Column("suspended", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("removed", sa.Boolean(), nullable=False, server_default=sa.false()),
+        sa.Column("permissions", sa.JSON(), nullable=False, server_default="{}"),
+        sa.Column("updated_at", UtcDateTime(), nullable=False),
+    )
+    op.create_table(
+        "cursors",
+        sa.Column("name", sa.String(120), primary_key=True),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.Column("updated_at", UtcDateTime(), nullable=False),
+    )
