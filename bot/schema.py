@@ -69,6 +69,8 @@ deliveries = Table(
     Column("tries", Integer, nullable=False, default=0),
     Column("error", Text),
     Column("finished_at", UtcDateTime),
+    Column("server", String(160)),  # which one works it off; none: whoever finds it
+    Column("subject", String(60)),  # "<repository id>-<number>"; those of one are worked off in turn
     Index("ix_deliveries_state_received_at", "state", "received_at"),
 )
 
@@ -267,12 +269,13 @@ approvals = Table(
     Index("ix_approvals_job_id", "job_id"),
 )
 
-#: Who did what, for ever: each row's hash covers the row before it (bot.audit).
+#: Who did what, for ever: each row's hash covers the row before it (bot.audit). What is hashed is what is stored,
+#: so moments and JSON are texts here. Triggers (migration 0004) refuse to change or delete rows.
 audit = Table(
     "audit",
     metadata,
     Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
-    Column("at", UtcDateTime, nullable=False),
+    Column("at", String(27), nullable=False),
     Column("kind", String(60), nullable=False),
     Column("actor", String(120), nullable=False),
     Column("actor_id", BigInteger),
@@ -282,12 +285,21 @@ audit = Table(
     Column("job_id", String(40)),
     Column("delivery_id", String(80)),
     Column("sha", String(64)),
-    Column("decision", JSON),
-    Column("details", JSON, nullable=False),
+    Column("decision", Text),
+    Column("details", Text, nullable=False),
     Column("previous", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
     Index("ix_audit_at", "at"),
     Index("ix_audit_job_id", "job_id"),
+)
+
+#: The newest row of ``audit``: writers queue up here, and a cut-off end shows.
+audit_head = Table(
+    "audit_head",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),  # there is one row: 1
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", String(64), nullable=False),
 )
 
 #: Words for an agent that works: it gets them when its turn is over (`/agent tell`).

@@ -14,8 +14,40 @@ from bot.schema import UtcDateTime
 revision = "0004"
 down_revision = "0003"
 
+#: What a program that merely uses the database cannot do: change or remove rows of the audit trail. Whoever owns the
+#: tables can drop these triggers; `conductor audit verify` is for that.
+KEEP_AUDIT = {
+    "sqlite": (
+        """CREATE TRIGGER audit_no_update BEFORE UPDATE ON audit
+        BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END""",
+        """CREATE TRIGGER audit_no_delete BEFORE DELETE ON audit
+        BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END""",
+        # INSERT OR REPLACE deletes without asking the trigger above: https://www.sqlite.org/lang_conflict.html
+        """CREATE TRIGGER audit_no_replace BEFORE INSERT ON audit
+        WHEN EXISTS (SELECT 1 FROM audit WHERE seq = NEW.seq)
+        BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END""",
+        """CREATE TRIGGER audit_head_stays BEFORE DELETE ON audit_head
+        BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END""",
+        """CREATE TRIGGER audit_head_rises BEFORE UPDATE ON audit_head
+        WHEN NEW.seq < OLD.seq OR NEW.id <> OLD.id
+        BEGIN SELECT RAISE(ABORT, 'the audit trail is append-only'); END""",
+    ),
+    "postgresql": (
+        """CREATE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN RAISE EXCEPTION 'the audit trail is append-only'; END $$""",
+        """CREATE TRIGGER audit_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
+        FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse()""",
+        """CREATE TRIGGER audit_head_stays BEFORE DELETE OR TRUNCATE ON audit_head
+        FOR EACH STATEMENT EXECUTE FUNCTION audit_refuse()""",
+        """CREATE TRIGGER audit_head_rises BEFORE UPDATE ON audit_head
+        FOR EACH ROW WHEN (NEW.seq < OLD.seq OR NEW.id <> OLD.id) EXECUTE FUNCTION audit_refuse()""",
+    ),
+}
+
 
 def upgrade() -> None:
+    op.add_column("deliveries", sa.Column("server", sa.String(160)))
+    op.add_column("deliveries", sa.Column("subject", sa.String(60)))
     op.add_column("jobs", sa.Column("kind", sa.String(12), nullable=False, server_default="task"))
     op.add_column("jobs", sa.Column("left_out", sa.JSON(), nullable=False, server_default="[]"))
     op.add_column("jobs", sa.Column("granted", sa.JSON(), nullable=False, server_default="{}"))
@@ -53,7 +85,7 @@ def upgrade() -> None:
             primary_key=True,
             autoincrement=False,
         ),
-        sa.Column("at", UtcDateTime(), nullable=False),
+        sa.Column("at", sa.String(27), nullable=False),
         sa.Column("kind", sa.String(60), nullable=False),
         sa.Column("actor", sa.String(120), nullable=False),
         sa.Column("actor_id", sa.BigInteger()),
@@ -63,13 +95,22 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(40)),
         sa.Column("delivery_id", sa.String(80)),
         sa.Column("sha", sa.String(64)),
-        sa.Column("decision", sa.JSON()),
-        sa.Column("details", sa.JSON(), nullable=False),
+        sa.Column("decision", sa.Text()),
+        sa.Column("details", sa.Text(), nullable=False),
         sa.Column("previous", sa.String(64), nullable=False),
         sa.Column("hash", sa.String(64), nullable=False),
     )
     op.create_index("ix_audit_at", "audit", ["at"])
     op.create_index("ix_audit_job_id", "audit", ["job_id"])
+    head = op.create_table(
+        "audit_head",
+        sa.Column("id", sa.Integer(), primary_key=True, autoincrement=False),
+        sa.Column("seq", sa.BigInteger(), nullable=False),
+        sa.Column("hash", sa.String(64), nullable=False),
+    )
+    op.bulk_insert(head, [{"id": 1, "seq": 0, "hash": "0" * 64}])
+    for statement in KEEP_AUDIT[op.get_bind().dialect.name]:
+        op.execute(statement)
     op.create_table(
         "tells",
         sa.Column("event", sa.String(120), primary_key=True),
