@@ -335,6 +335,8 @@ class Approval:
     decided_by_id: int | None = None
     words: str = ""  # of the reviewer
     review_id: int | None = None
+    settled_at: datetime | None = None  # whoever waits for the decision was told
+    used_at: datetime | None = None  # what was approved was done
 
 
 @dataclass(frozen=True, kw_only=True)

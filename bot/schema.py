@@ -22,6 +22,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     false,
+    text,
 )
 
 
@@ -264,7 +265,16 @@ approvals = Table(
     Column("decided_by_id", BigInteger),
     Column("words", Text, nullable=False, server_default=""),
     Column("review_id", BigInteger),
+    Column("settled_at", UtcDateTime),
+    Column("used_at", UtcDateTime),
     Index("ix_approvals_state_expires_at", "state", "expires_at"),
+    Index(
+        "uq_approvals_pending_job_id",  # a job asks one thing at a time
+        "job_id",
+        unique=True,
+        sqlite_where=text("state = 'pending'"),
+        postgresql_where=text("state = 'pending'"),
+    ),
     Index("ix_approvals_repo_id_pull_number", "repo_id", "pull_number"),
     Index("ix_approvals_job_id", "job_id"),
 )

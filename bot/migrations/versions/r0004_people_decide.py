@@ -73,10 +73,20 @@ def upgrade() -> None:
         sa.Column("decided_by_id", sa.BigInteger()),
         sa.Column("words", sa.Text(), nullable=False, server_default=""),
         sa.Column("review_id", sa.BigInteger()),
+        sa.Column("settled_at", UtcDateTime()),
+        sa.Column("used_at", UtcDateTime()),
     )
     op.create_index("ix_approvals_state_expires_at", "approvals", ["state", "expires_at"])
     op.create_index("ix_approvals_repo_id_pull_number", "approvals", ["repo_id", "pull_number"])
     op.create_index("ix_approvals_job_id", "approvals", ["job_id"])
+    op.create_index(
+        "uq_approvals_pending_job_id",
+        "approvals",
+        ["job_id"],
+        unique=True,
+        sqlite_where=sa.text("state = 'pending'"),
+        postgresql_where=sa.text("state = 'pending'"),
+    )
     op.create_table(
         "audit",
         sa.Column(
