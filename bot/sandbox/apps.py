@@ -1,4 +1,4 @@
-"""REST: the App, its installations, their tokens, and its webhook deliveries."""
+"""REST: the App, its installations, their tokens, and its webhook's configuration."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from bot.sandbox.auth import new_installation_token
 from bot.sandbox.permissions import covers
 from bot.sandbox.present import iso
 from bot.sandbox.refusals import Refusal, not_found
-from bot.sandbox.state import Delivery, Installation, InstallationToken, Repository
-from bot.sandbox.webhooks import delivery_summary
+from bot.sandbox.state import Installation, InstallationToken, Repository
 
 TOKEN_LIFE = timedelta(hours=1)
 """https://docs.github.com/en/apps/creating-github-apps/authenticating-with-a-github-app/generating-an-installation-access-token-for-a-github-app"""
@@ -91,40 +90,6 @@ async def list_repositories(call: Call) -> Answer:
     return call.page(chosen, call.github.present.repository, inside="repositories")
 
 
-async def list_deliveries(call: Call) -> Answer:
-    """GET /app/hook/deliveries: newest first; the next page starts below the cursor's id."""
-    size = min(100, max(1, int(call.query.get("per_page", "30"))))
-    cursor = call.query.get("cursor", "")
-    older = [
-        one
-        for one in call.github.world.deliveries
-        if (not cursor or one.id < int(cursor.removeprefix("v1_")))
-        and _has_status(one, call.query.get("status"))
-    ]
-    headers = {}
-    if len(older) > size:
-        url = f"{call.github.base_url}{call.request.path}?per_page={size}&cursor=v1_{older[size - 1].id}"
-        headers["Link"] = f'<{url}>; rel="next"'
-    return Answer(data=[delivery_summary(one) for one in older[:size]], headers=headers)
-
-
-async def get_delivery(call: Call) -> Answer:
-    """GET /app/hook/deliveries/{delivery_id}."""
-    delivery = _delivery(call)
-    data = delivery_summary(delivery) | {
-        "url": delivery.url,
-        "request": {"headers": dict(delivery.request_headers), "payload": dict(delivery.payload)},
-        "response": {"headers": dict(delivery.response_headers), "payload": delivery.response_body},
-    }
-    return Answer(data=data)
-
-
-async def redeliver(call: Call) -> Answer:
-    """POST /app/hook/deliveries/{delivery_id}/attempts."""
-    call.github.redeliver(_delivery(call))
-    return Answer(202, {})
-
-
 async def get_hook(call: Call) -> Answer:
     """GET /app/hook/config."""
     return Answer(data=_hook(call))
@@ -148,9 +113,6 @@ OPERATIONS: dict[str, Handler] = {
     "apps/create-installation-access-token": create_token,
     "apps/revoke-installation-access-token": revoke_token,
     "apps/list-repos-accessible-to-installation": list_repositories,
-    "apps/list-webhook-deliveries": list_deliveries,
-    "apps/get-webhook-delivery": get_delivery,
-    "apps/redeliver-webhook-delivery": redeliver,
     "apps/get-webhook-config-for-app": get_hook,
     "apps/update-webhook-config-for-app": update_hook,
 }
@@ -189,23 +151,6 @@ def _narrowed_repositories(call: Call, installation: Installation) -> list[Repos
             "There is at least one repository that does not exist or is not accessible to the parent installation.",
         )
     return chosen
-
-
-def _has_status(delivery: Delivery, wanted: str | None) -> bool:
-    match wanted:
-        case "success":
-            return 200 <= delivery.status_code < 400
-        case "failure":
-            return 400 <= delivery.status_code < 600
-    return True
-
-
-def _delivery(call: Call) -> Delivery:
-    number = int(call.args["delivery_id"])
-    delivery = next((one for one in call.github.world.deliveries if one.id == number), None)
-    if delivery is None:
-        raise not_found()
-    return delivery
 
 
 def _hook(call: Call) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import orjson
 from aiohttp import web
 
 from bot.githttp import git_service, serve_git
-from bot.sandbox import apps, checks, contents, gitdata, issues, pulls, reactions, repos, reviews
+from bot.sandbox import apps, checks, contents, deliveries, gitdata, issues, pulls, reactions, repos, reviews
 from bot.sandbox.api import Api, Handler, Request
 from bot.sandbox.auth import Actor, authenticate, can_see
 from bot.sandbox.faults import Fault
@@ -30,6 +30,7 @@ MAX_BODY = 100 * 2**20
 
 HANDLERS: dict[str, Handler] = {
     **apps.OPERATIONS,
+    **deliveries.OPERATIONS,
     **repos.OPERATIONS,
     **contents.OPERATIONS,
     **gitdata.OPERATIONS,
@@ -143,6 +144,12 @@ class Server:
 
     # ---- git
 
+    def _may(self, actor: Actor, repository: Repository, *, pushing: bool) -> bool:
+        level = "write" if pushing else "read"
+        if actor.token is not None:
+            return covers(actor.token.permissions, {"contents": level})
+        return ROLES[self._github.world.role(repository, actor.login)] >= ROLES[level]
+
     async def _git(self, request: web.Request) -> web.StreamResponse:
         tail = request.match_info["tail"]
         service = git_service(request, tail)
@@ -161,11 +168,11 @@ class Server:
         repository = self._github.world.repository(request.match_info["owner"], request.match_info["repo"])
         if repository is None or actor.kind == "app" or not can_see(self._github, actor, repository):
             return web.Response(status=404, text="Repository not found.\n")
-        if not _may(actor, repository, pushing=pushing):
+        if not self._may(actor, repository, pushing=pushing):
             text = f"Permission to {repository.full_name}.git denied to {actor.login}.\n"
             return web.Response(status=403, text=text)
         if large_files:
-            may_write = _may(actor, repository, pushing=True)
+            may_write = self._may(actor, repository, pushing=True)
             return await self.lfs.batch(request, repository, may_write=may_write)
         if pushing and tail == service:
             return await self._push(request, actor, repository)
@@ -229,13 +236,6 @@ class Server:
             },
             before_end=before_end,
         )
-
-
-def _may(actor: Actor, repository: Repository, *, pushing: bool) -> bool:
-    level = "write" if pushing else "read"
-    if actor.token is not None:
-        return covers(actor.token.permissions, {"contents": level})
-    return ROLES[repository.role(actor.login)] >= ROLES[level]
 
 
 def _cut(request: web.Request) -> web.Response:

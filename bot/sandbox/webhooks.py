@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import time
 import uuid
-from typing import Any
 
 import aiohttp
 import orjson
@@ -22,7 +21,7 @@ TIMEOUT = 10.0
 """Seconds that GitHub waits for an answer."""
 
 KEPT = 2000
-"""Deliveries that the log holds; the real one holds three days of them."""
+"""Deliveries that the memory holds; the log shows those of three days."""
 
 _MAX_RESPONSE = 16_384
 
@@ -144,21 +143,3 @@ class WebhookSender:
 def new_guid() -> str:
     """A delivery's GUID; a redelivery keeps it."""
     return str(uuid.uuid4())
-
-
-def delivery_summary(delivery: Delivery) -> dict[str, Any]:
-    """A delivery as the log lists it."""
-    return {
-        "id": delivery.id,
-        "guid": delivery.guid,
-        "delivered_at": delivery.delivered_at.isoformat().replace("+00:00", "Z"),
-        "redelivery": delivery.redelivery,
-        "duration": delivery.duration,
-        "status": delivery.status,
-        "status_code": delivery.status_code,
-        "event": delivery.event,
-        "action": delivery.action,
-        "installation_id": delivery.installation_id,
-        "repository_id": delivery.repository_id,
-        "throttled_at": None,
-    }
