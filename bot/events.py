@@ -29,11 +29,23 @@ class Comment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubmittedReview:
+    """A pull request review as its event tells it: by the time it is read, GitHub may say something else."""
+
+    id: int
+    author: Actor | None  # None: the account is gone
+    state: str  # "approved", "changes_requested", "commented" or "dismissed"
+    body: str
+    commit_id: str  # the head that the reviewer looked at, in full
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """A check run of ours in which somebody pressed something."""
 
     job_id: str  # its external id
     app_id: int  # the App that made it
+    name: str = ""
     button: str | None = None  # the identifier of the one that was pressed; None: "Re-run"
 
 
@@ -55,6 +67,7 @@ class Event:
     label: str | None = None
     comment: Comment | None = None
     check: Check | None = None
+    review: SubmittedReview | None = None
 
     @property
     def kind(self) -> str:
@@ -93,6 +106,7 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             label=str(payload["label"]["name"]) if payload.get("label") else None,
             comment=_comment(name, comment) if comment else None,
             check=_check(check, payload) if check else None,
+            review=_review(payload["review"]) if payload.get("review") else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotForUs(f"{name}: {type(error).__name__}: {error}") from error
@@ -107,7 +121,19 @@ def _check(run: Mapping[str, Any], payload: Mapping[str, Any]) -> Check:
     return Check(
         job_id=str(run.get("external_id") or ""),
         app_id=int(run["app"]["id"]),
+        name=str(run.get("name") or ""),
         button=str(pressed["identifier"]) if pressed else None,
+    )
+
+
+def _review(review: Mapping[str, Any]) -> SubmittedReview:
+    author = review.get("user")
+    return SubmittedReview(
+        id=int(review["id"]),
+        author=_actor(author) if author else None,
+        state=str(review.get("state") or "").lower(),  # REST writes it in upper case, webhooks in lower
+        body=str(review.get("body") or ""),
+        commit_id=str(review.get("commit_id") or ""),
     )
 
 
