@@ -14,8 +14,9 @@ from bot.github import GitHub, path
 from bot.github_errors import Forbidden, GitHubError, NotFound
 from bot.model import Actor, Repo, Request, TargetKind
 from bot.policy import Facts
-from bot.repo_config import MAX_BYTES, Problem, RepoConfig, RepoConfigError, parse
+from bot.repo_config import MAX_BYTES, RepoConfig, RepoConfigError, parse
 from bot.repo_config import PATH as CONFIG_PATH
+from bot.yaml_text import Problem
 
 log = structlog.get_logger(__name__)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
 from bot.config import Settings
 from bot.model import Actor, Request, TargetKind
+from bot.reasons import Reason, all_of, refusals
 from bot.repo_config import PATH as CONFIG_PATH
 from bot.repo_config import RepoConfig
 
@@ -85,16 +86,6 @@ class Choice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reason:
-    """One question that was asked, how it was answered, and the questions behind it."""
-
-    question: str
-    ok: bool
-    said: str  # a sentence for the asker
-    because: Sequence[Reason] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Decision:
     """Yes or no, with the whole tree. ``silent``: a no that nobody is told about (bots, ourselves)."""
 
@@ -110,7 +101,7 @@ class Decision:
     @property
     def refusals(self) -> list[str]:
         """The sentences of every no."""
-        return [reason.said for reason in self.root.because if not reason.ok]
+        return refusals(self.root)
 
 
 def authorize(facts: Facts) -> Decision:
@@ -119,7 +110,7 @@ def authorize(facts: Facts) -> Decision:
         reason = Reason(
             question="is the asker a person", ok=False, said="Bots cannot start or stop work here."
         )
-        return Decision(root=_all("may command", [reason]), silent=True)
+        return Decision(root=all_of("may command", [reason]), silent=True)
     if facts.permission is None:
         said = "I could not find out whether you have write access, so I did nothing. Please try again later."
     elif facts.permission in MAY_WRITE:
@@ -129,7 +120,7 @@ def authorize(facts: Facts) -> Decision:
             f"Starting or stopping work needs write access to this repository; you have {facts.permission}."
         )
     reason = Reason(question="may the asker write", ok=facts.permission in MAY_WRITE, said=said)
-    return Decision(root=_all("may command", [reason]))
+    return Decision(root=all_of("may command", [reason]))
 
 
 def choose(rules: Rules, config: RepoConfig, request: Request) -> Choice:
@@ -163,13 +154,13 @@ def throttle(limits: Limits, load: Load, login: str) -> Decision:
             "Ask again when some of them are done; until then I stay silent.",
         ),
     ]
-    return Decision(root=_all("may be accepted now", reasons), flood=True)
+    return Decision(root=all_of("may be accepted now", reasons), flood=True)
 
 
 def afford(used_up: str) -> Decision:
     """Is there money left? ``used_up``: the sentence about the budget that is not, "" when there is."""
     return Decision(
-        root=_all("may spend", [Reason(question="is there money left", ok=not used_up, said=used_up)])
+        root=all_of("may spend", [Reason(question="is there money left", ok=not used_up, said=used_up)])
     )
 
 
@@ -230,9 +221,4 @@ def decide(
             said=f"The time limit here is at most {max_timeout} seconds.",
         ),
     ]
-    return Decision(root=_all("may start", reasons))
-
-
-def _all(question: str, reasons: list[Reason]) -> Reason:
-    ok = all(reason.ok for reason in reasons)
-    return Reason(question=question, ok=ok, said="yes" if ok else "no", because=tuple(reasons))
+    return Decision(root=all_of("may start", reasons))
