@@ -428,18 +428,20 @@ class _Attempt:
     async def _run_turn(self, desk: Desk) -> Ending:
         """Start (or find) the container, give the turn unless it was given, wait for its end."""
         host = self.host
-        found = None
-        if self.attempt.state is not AttemptState.starting:
-            handles = {handle.attempt_id: handle for handle in await host.runner.list()}
-            found = handles.get(self.attempt.id)
-            if found is None and desk.turns_given:
-                log.warning("the container is gone")
-                return Ending(cause=Cause.container, exit=Exit(code=None, host=True))
-        if found is None:
+        found = await self._find_container()
+        if found is None and self.attempt.state is not AttemptState.starting and desk.turns_given:
+            log.warning("the container is gone")
+            return Ending(cause=Cause.container, exit=Exit(code=None, host=True))
+        if found is None or self.attempt.state is AttemptState.starting:
             await self._enter(Phase.image)
             image = await self._image(desk)
             await self._enter(Phase.start)
             await host.store.check_fence(self.job.id, self.attempt.fence)
+            if found is None or not found.running:
+                if found is not None:
+                    await host.runner.remove(found)
+                # an engine that was killed while it started a container may know nothing of its processes
+                desk.renew_token()
             found = await host.runner.start(self._spec(desk, image))
         else:
             await host.runner.unpause(found)  # it was frozen, if we were killed while it was woken up
@@ -464,6 +466,12 @@ class _Attempt:
         finally:
             following.cancel()
             await asyncio.gather(following, return_exceptions=True)
+
+    async def _find_container(self) -> Handle | None:
+        for handle in await self.host.runner.list():
+            if handle.attempt_id == self.attempt.id:
+                return handle
+        return None
 
     async def _image(self, desk: Desk) -> str:
         """The image of this job: with what its repository needs, and with its set-up steps done."""
@@ -609,11 +617,10 @@ class _Attempt:
         if ending.exit is not None:
             return ending.exit.oom
         desk.finish()
-        for handle in await self.host.runner.list():
-            if handle.attempt_id == self.attempt.id:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(EXIT_WAIT):
-                        return (await self.host.runner.wait(handle)).oom
+        if (container := await self._find_container()) is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EXIT_WAIT):
+                    return (await self.host.runner.wait(container)).oom
         return False
 
     async def _end_over_limit(self, cause: Cause) -> None:
@@ -719,9 +726,8 @@ class _Attempt:
             desk.finish()
             await self._hibernate(job)
             return
-        for handle in await host.runner.list():
-            if handle.attempt_id == self.attempt.id:
-                await host.runner.pause(handle)
+        if (container := await self._find_container()) is not None:
+            await host.runner.pause(container)
         self.parked = True
 
     async def _hibernate(self, job: Job) -> None:
@@ -807,10 +813,10 @@ class _Attempt:
         if self.removed:
             return
         runner = self.host.runner
-        for found in [self.container] if self.container else await runner.list():
-            if found.attempt_id == self.attempt.id:
-                await runner.stop(found, grace)
-                await runner.remove(found)
+        found = self.container or await self._find_container()
+        if found is not None:
+            await runner.stop(found, grace)
+            await runner.remove(found)
         self.removed = True
 
     async def _set_attempt(self, state: AttemptState) -> None:

@@ -265,6 +265,15 @@ class Desk:
         """The work in progress that the attempt goes on from, as a git bundle; absent while there is none."""
         return self.directory / "work.bundle"
 
+    def renew_token(self) -> None:
+        """Make a new token, for a new container: one that had the old one is not listened to any more.
+
+        An engine that is killed while it starts a container may forget it and leave its processes behind.
+        """
+        self._check_open()
+        self.token = secrets.token_urlsafe(32)
+        _write(self.directory / "token", self.token.encode())
+
     def accepts(self, token: str) -> bool:
         """Whether ``token`` is this attempt's, in constant time."""
         return hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self.token.encode())

@@ -78,6 +78,19 @@ def test_each_attempt_has_its_own_long_token_and_keeps_it(tmp_path: Path) -> Non
     other.close()
 
 
+def test_a_container_with_the_token_of_an_earlier_one_is_not_listened_to(tmp_path: Path) -> None:
+    desk = Desk.create(tmp_path / "a", attempt_id="j1-1", mirror=None)
+    old = desk.token
+    desk.renew_token()
+    assert not desk.accepts(old)
+    assert desk.accepts(desk.token)
+    desk.close()
+    opened = Desk.open(tmp_path / "a")
+    assert opened.accepts(desk.token)
+    assert not opened.accepts(old)
+    opened.close()
+
+
 def test_creating_it_again_changes_nothing(tmp_path: Path) -> None:
     desk = make(tmp_path)
     desk.take_events(post((1, "a")))
