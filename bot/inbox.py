@@ -4,13 +4,17 @@ Puts that come at the same time share a transaction: while one commit runs the n
 disk is asked once for many deliveries. A delivery is ``received`` until it is ``done`` or ``failed``; a
 redelivery carries the same id (https://docs.github.com/en/webhooks/testing-and-troubleshooting-webhooks/redelivering-webhooks),
 is a duplicate of the first two, and takes up a failed one again.
+
+Each delivery belongs to the server that stored it, so that several on one database do not work off the same one.
+What nobody works off any more is claimed by another.
 """
 
 from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Sequence
+import uuid
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -59,6 +63,7 @@ class Delivery:
     received_at: datetime
     body: bytes  # the raw JSON
     tries: int = 0  # that failed so far
+    subject: str | None = None  # the issue or pull request that it is about, see subject_of()
 
     def payload(self) -> dict[str, Any]:
         """The parsed body. Raises ValueError when it is not a JSON object."""
@@ -66,6 +71,31 @@ class Delivery:
         if not isinstance(payload, dict):
             raise ValueError("the payload is not a JSON object")
         return payload
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """A stored delivery that waits to be worked off."""
+
+    id: str
+    received_at: datetime
+    subject: str | None
+    server: str | None  # whose it is
+
+
+def subject_of(payload: Mapping[str, Any]) -> str | None:
+    """``REPOSITORY_ID-NUMBER`` of the issue or pull request that a payload is about; None when it is about none.
+
+    What happened to one thing is worked off in the order in which it happened.
+    """
+    thing, repository = payload.get("issue") or payload.get("pull_request"), payload.get("repository")
+    if not isinstance(thing, dict) or not isinstance(repository, dict):
+        return None
+    number, repository_id = thing.get("number"), repository.get("id")
+    if type(number) is not int or type(repository_id) is not int:
+        return None
+    subject = f"{repository_id}-{number}"
+    return subject if len(subject) <= 60 else None
 
 
 class InboxFull(InfrastructureError):
@@ -94,8 +124,12 @@ class _Change:
 class Inbox:
     """Stores deliveries and what became of them. One per process; :meth:`aclose` it at the end."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        """Use the database of ``engine``, whose schema is up to date."""
+    def __init__(self, engine: AsyncEngine, *, server: str = "") -> None:
+        """Use the database of ``engine``, whose schema is up to date.
+
+        ``server`` is the name that this process stores deliveries under, unique among those that live.
+        """
+        self.server = server or uuid.uuid4().hex
         self._engine = engine
         self._puts: list[_Put] = []
         self._changes: list[_Change] = []
@@ -121,7 +155,7 @@ class Inbox:
             body = await asyncio.to_thread(isal_zlib.compress, delivery.body, 1)
         if len(self._puts) >= WAITING_LIMIT or self._waiting_bytes + len(body) > WAITING_BYTES:
             raise InboxFull("Too many deliveries wait for the database.", "Look at its disk and its load.")
-        put = _Put(_row(delivery, body), len(body), asyncio.get_running_loop().create_future())
+        put = _Put(_row(delivery, body, self.server), len(body), asyncio.get_running_loop().create_future())
         self._puts.append(put)
         self._waiting_bytes += put.size
         self._wake()
@@ -140,10 +174,12 @@ class Inbox:
         await self._change(delivery_id, State.received, error=error, tries=1)
 
     async def get(self, delivery_id: str) -> Delivery | None:
-        """The delivery, if it still waits to be worked off."""
+        """The delivery, if it still waits to be worked off, and by this server."""
         async with asyncio.timeout(COMMIT_LIMIT), self._engine.connect() as connection:
             query = select(deliveries).where(
-                deliveries.c.id == delivery_id, deliveries.c.state == State.received
+                deliveries.c.id == delivery_id,
+                deliveries.c.state == State.received,
+                deliveries.c.server == self.server,
             )
             row = (await connection.execute(query)).one_or_none()
         if row is None:
@@ -156,14 +192,19 @@ class Inbox:
             received_at=row.received_at,
             body=isal_zlib.decompress(row.body),
             tries=row.tries,
+            subject=row.subject,
         )
 
     async def pending(
-        self, *, after: tuple[datetime, str] | None = None, before: datetime | None = None, limit: int = 500
-    ) -> list[tuple[datetime, str]]:
-        """Arrival and id of deliveries that wait to be worked off, oldest first.
+        self,
+        *,
+        after: tuple[datetime, str] | None = None,
+        but_of: Collection[str] = (),
+        limit: int = 500,
+    ) -> list[Waiting]:
+        """Deliveries that wait to be worked off, by whatever server, oldest first.
 
-        ``after``: the last one of the page before this. ``before``: only what arrived earlier than that.
+        ``after``: arrival and id of the last one of the page before this. ``but_of``: servers to leave out.
         """
         where = [deliveries.c.state == State.received]
         if after is not None:
@@ -172,16 +213,60 @@ class Inbox:
                 (deliveries.c.received_at > arrived)
                 | ((deliveries.c.received_at == arrived) & (deliveries.c.id > seen))
             )
-        if before is not None:
-            where.append(deliveries.c.received_at < before)
+        if but_of:
+            where.append(deliveries.c.server.is_(None) | deliveries.c.server.not_in(but_of))
         query = (
-            select(deliveries.c.received_at, deliveries.c.id)
+            select(deliveries.c.id, deliveries.c.received_at, deliveries.c.subject, deliveries.c.server)
             .where(*where)
             .order_by(deliveries.c.received_at, deliveries.c.id)
             .limit(limit)
         )
         async with asyncio.timeout(COMMIT_LIMIT), self._engine.connect() as connection:
-            return [(row.received_at, row.id) for row in await connection.execute(query)]
+            return [
+                Waiting(id=row.id, received_at=row.received_at, subject=row.subject, server=row.server)
+                for row in await connection.execute(query)
+            ]
+
+    async def servers(self) -> set[str]:
+        """The servers whose deliveries wait to be worked off."""
+        query = (
+            select(deliveries.c.server)
+            .where(deliveries.c.state == State.received, deliveries.c.server.is_not(None))
+            .distinct()
+        )
+        async with asyncio.timeout(COMMIT_LIMIT), self._engine.connect() as connection:
+            return set((await connection.execute(query)).scalars())
+
+    async def claim(self, waiting: Iterable[Waiting]) -> set[str]:
+        """Make deliveries of other servers this one's; returns the ids of those that are now.
+
+        Of several servers that claim the same one, one gets it.
+        """
+        claimed: set[str] = set()
+        ids_of: dict[str | None, list[str]] = {}
+        for one in waiting:
+            ids_of.setdefault(one.server, []).append(one.id)
+        whose = deliveries.c.server
+        async with asyncio.timeout(COMMIT_LIMIT), self._engine.begin() as connection:
+            for server, ids in ids_of.items():
+                statement = (
+                    update(deliveries)
+                    .where(
+                        deliveries.c.id.in_(ids),
+                        deliveries.c.state == State.received,
+                        whose.is_(None) if server is None else whose == server,
+                    )
+                    .values(server=self.server)
+                    .returning(deliveries.c.id)
+                )
+                claimed.update((await connection.execute(statement)).scalars())
+        return claimed
+
+    async def states(self, ids: Collection[str]) -> dict[str, State]:
+        """What became of each delivery that is known, of at most a few hundred."""
+        query = select(deliveries.c.id, deliveries.c.state).where(deliveries.c.id.in_(list(ids)))
+        async with asyncio.timeout(COMMIT_LIMIT), self._engine.connect() as connection:
+            return {row.id: State(row.state) for row in await connection.execute(query)}
 
     async def state(self, delivery_id: str) -> State | None:
         """What became of a delivery; None when it is unknown or was pruned."""
@@ -317,7 +402,9 @@ _CHANGE = (
 def _upsert(insert: Any) -> Any:
     """Insert, and make a failed delivery a received one again; leave all others alone."""
     statement = insert(deliveries)
-    taken_up = {name: statement.excluded[name] for name in ("received_at", "body", "state", "tries")}
+    taken_up = {
+        name: statement.excluded[name] for name in ("received_at", "body", "state", "tries", "server")
+    }
     return statement.on_conflict_do_update(
         index_elements=[deliveries.c.id],
         set_={**taken_up, "error": None, "finished_at": None},
@@ -329,7 +416,7 @@ _UPSERT_SQLITE = _upsert(sqlite.insert)
 _UPSERT_POSTGRESQL = _upsert(postgresql.insert).returning(deliveries.c.id)
 
 
-def _row(delivery: Delivery, body: bytes) -> dict[str, Any]:
+def _row(delivery: Delivery, body: bytes, server: str) -> dict[str, Any]:
     return {
         "id": delivery.id,
         "event": delivery.event,
@@ -339,6 +426,8 @@ def _row(delivery: Delivery, body: bytes) -> dict[str, Any]:
         "body": body,
         "state": str(State.received),
         "tries": 0,
+        "server": server,
+        "subject": delivery.subject,
     }
 
 

@@ -22,6 +22,7 @@ from bot.housekeeping import Housekeeping
 from bot.inbox import Delivery, Inbox
 from bot.ledger import Ledger
 from bot.policy import Limits
+from bot.presence import Presence, server_name
 from bot.queue import Dispatcher
 from bot.redact import Redactor
 from bot.report import Reporter
@@ -45,7 +46,8 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
     async with heart(settings, redactor) as (conductor, dispatcher):
         store = conductor.store
         await dispatcher.ping()
-        inbox = Inbox(store.engine)
+        presence = Presence(settings.redis_url, server_name(settings.host_name, settings.listen))
+        inbox = Inbox(store.engine, server=presence.name)
         shelf = Shelf(store.engine, max_bytes=settings.session_max_bytes)
 
         async def prune() -> None:
@@ -66,8 +68,9 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
             wanted=router.wanted,
             on_delivery=lambda delivery: handle(delivery, conductor),
             checks={"database": store.ping, "redis": dispatcher.ping},
+            gone=presence.gone,
         )
-        async with _listening(app, settings) as address:
+        async with presence.shown(), _listening(app, settings) as address:
             keeper = asyncio.create_task(housekeeping.run(), name="housekeeping")
             log.info(
                 "serving",

@@ -15,8 +15,8 @@ from aiohttp import web
 
 from bot.config import Settings
 from bot.errors import InfrastructureError
-from bot.inbox import Delivery, Inbox, Stored
-from bot.processor import RETRY_DELAYS, Handle, Processor
+from bot.inbox import Delivery, Inbox, Stored, subject_of
+from bot.processor import RETRY_DELAYS, Gone, Handle, Processor, all_of_them
 from bot.signature import (
     LEGACY_HEADER,
     SIGNATURE_HEADER,
@@ -39,6 +39,8 @@ RETRY_AFTER = "10"  # seconds; GitHub shows the delivery as failed, and it can b
 
 Check = Callable[[], Awaitable[None]]
 Wanted = Mapping[str, frozenset[str] | None]
+#: What works the application's stored deliveries off.
+PROCESSOR = web.AppKey("processor", Processor)
 
 _GUID = re.compile(r"[A-Za-z0-9-]{1,80}")
 _EVENT = re.compile(r"[a-z0-9_]{1,60}")
@@ -54,18 +56,21 @@ def create_app(
     checks: Mapping[str, Check],
     retry_delays: Sequence[float] = RETRY_DELAYS,
     body_timeout: float = BODY_TIMEOUT,
+    gone: Gone = all_of_them,
 ) -> web.Application:
     """The application with ``POST /webhook``, ``/healthz`` and ``/readyz``.
 
     ``wanted`` says which actions of which events are stored and given to ``on_delivery`` (None: all);
-    ``checks`` what must work for the server to be ready. The application closes ``inbox`` at its end.
+    ``checks`` what must work for the server to be ready; ``gone`` which other servers on the same database do not
+    live any more. The application closes ``inbox`` at its end.
     Raises ConfigurationError when the webhook secret is empty.
     """
-    processor = Processor(inbox, on_delivery, retry_delays=retry_delays)
+    processor = Processor(inbox, on_delivery, retry_delays=retry_delays, gone=gone)
     readiness = _Readiness(checks)
     verifier = Verifier(settings.webhook_secret.get_secret_value())
     webhook = _Webhook(verifier, inbox, wanted, processor.take, body_timeout)
     app = web.Application(client_max_size=MAX_BODY)
+    app[PROCESSOR] = processor
     app.router.add_post("/webhook", webhook.receive)
     app.router.add_get("/healthz", _alive)
     app.router.add_get("/readyz", readiness.answer)
@@ -100,7 +105,7 @@ class _Webhook:
         verifier: Verifier,
         inbox: Inbox,
         wanted: Wanted,
-        take: Callable[[str], None],
+        take: Callable[[str, str | None], None],
         body_timeout: float,
     ) -> None:
         self._verifier = verifier
@@ -178,6 +183,7 @@ class _Webhook:
             installation_id=_installation(payload),
             received_at=datetime.now(UTC),
             body=body,
+            subject=subject_of(payload),
         )
         try:
             stored = await self._inbox.put(delivery)
@@ -186,7 +192,7 @@ class _Webhook:
             return _answer(503, {"Retry-After": RETRY_AFTER}, error=error.message)
         if stored is Stored.duplicate:
             return _answer(202, delivery=guid, duplicate=True)
-        self._take(guid)
+        self._take(guid, delivery.subject)
         return _answer(202, delivery=guid)
 
 

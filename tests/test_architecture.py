@@ -69,6 +69,7 @@ LAYERS: dict[str, int] = {
     "bot.ledger": 2,
     "bot.logs": 2,
     "bot.migrations": 2,
+    "bot.presence": 2,
     "bot.processor": 2,
     "bot.queue": 2,
     "bot.scales": 2,

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bot import inbox as inbox_module
 from bot.database import create_engine, upgrade
 from bot.errors import ConfigurationError
-from bot.inbox import Delivery, Inbox, InboxFull, InboxUnavailable, State, Stored
+from bot.inbox import Delivery, Inbox, InboxFull, InboxUnavailable, State, Stored, Waiting, subject_of
 from bot.schema import deliveries
 
 
@@ -42,7 +42,8 @@ async def test_what_was_put_is_read_back(inbox: Inbox) -> None:
     assert await inbox.put(delivery) is Stored.new
     assert await inbox.get("d1") == delivery
     assert delivery.payload() == {"action": "labeled", "text": "grün\0"}
-    assert await inbox.pending() == [(delivery.received_at, "d1")]
+    (waiting,) = await inbox.pending()
+    assert waiting == Waiting(id="d1", received_at=delivery.received_at, subject=None, server=inbox.server)
     assert await inbox.state("d1") is State.received
     assert await inbox.get("unknown") is None
     assert await inbox.state("unknown") is None
@@ -98,11 +99,9 @@ async def test_two_servers_store_a_delivery_once(engine: AsyncEngine) -> None:
 async def test_pending_comes_in_pages_oldest_first(inbox: Inbox) -> None:
     await asyncio.gather(*(inbox.put(a_delivery(f"d{number}", ago=100 - number)) for number in range(7)))
     first = await inbox.pending(limit=3)
-    second = await inbox.pending(limit=3, after=first[-1])
-    third = await inbox.pending(limit=3, after=second[-1])
-    assert [key for _, key in first + second + third] == [f"d{number}" for number in range(7)]
-    old = await inbox.pending(before=datetime.now(UTC) - timedelta(seconds=97.5))
-    assert [key for _, key in old] == ["d0", "d1", "d2"]
+    second = await inbox.pending(limit=3, after=(first[-1].received_at, first[-1].id))
+    third = await inbox.pending(limit=3, after=(second[-1].received_at, second[-1].id))
+    assert [one.id for one in first + second + third] == [f"d{number}" for number in range(7)]
 
 
 async def test_pending_pages_through_equal_times(inbox: Inbox) -> None:
@@ -113,8 +112,8 @@ async def test_pending_pages_through_equal_times(inbox: Inbox) -> None:
     ]
     await asyncio.gather(*map(inbox.put, same))
     page = await inbox.pending(limit=2)
-    rest = await inbox.pending(limit=9, after=page[-1])
-    assert [key for _, key in page + rest] == [f"d{n}" for n in range(5)]
+    rest = await inbox.pending(limit=9, after=(page[-1].received_at, page[-1].id))
+    assert [one.id for one in page + rest] == [f"d{n}" for n in range(5)]
 
 
 async def test_prune_keeps_what_waits_and_what_is_young(inbox: Inbox) -> None:
@@ -251,5 +250,101 @@ async def test_what_was_put_survives_kill_9(tmp_path: Path) -> None:
     assert died.returncode == -9
     inbox = Inbox(engine)
     assert len(await inbox.pending()) == 30
+    assert await inbox.get("d1") is None  # the dead one's, until it is claimed
+    assert len(await inbox.claim(await inbox.pending())) == 30
+    assert await inbox.get("d1") is not None
     await inbox.aclose()
     await engine.dispose()
+
+
+# --- whose a delivery is
+
+
+async def test_a_delivery_belongs_to_the_server_that_stored_it(engine: AsyncEngine) -> None:
+    mine, theirs = Inbox(engine, server="mine"), Inbox(engine, server="theirs")
+    await mine.put(a_delivery("d1"))
+    await theirs.put(a_delivery("d2"))
+    assert await mine.put(a_delivery("d2")) is Stored.duplicate  # and stays theirs
+    assert await mine.get("d2") is None
+    assert (await theirs.get("d2")) is not None
+    assert await mine.servers() == {"mine", "theirs"}
+    assert [one.id for one in await mine.pending(but_of={"theirs"})] == ["d1"]
+    await mine.done("d1")
+    assert await mine.servers() == {"theirs"}
+    await mine.aclose()
+    await theirs.aclose()
+
+
+async def test_of_several_that_claim_one_gets_it(engine: AsyncEngine) -> None:
+    dead = Inbox(engine, server="dead")
+    await asyncio.gather(*(dead.put(a_delivery(f"d{number}")) for number in range(40)))
+    await dead.aclose()
+    heirs = [Inbox(engine, server=f"heir{number}") for number in range(3)]
+    waiting = await heirs[0].pending()
+    claims = await asyncio.gather(*(heir.claim(waiting) for heir in heirs))
+    assert sorted(key for claimed in claims for key in claimed) == sorted(one.id for one in waiting)
+    for heir, claimed in zip(heirs, claims, strict=True):
+        got = [one.id for one in waiting if await heir.get(one.id) is not None]
+        assert set(got) == claimed
+        await heir.aclose()
+
+
+async def test_what_was_dealt_with_cannot_be_claimed(engine: AsyncEngine) -> None:
+    dead, heir = Inbox(engine, server="dead"), Inbox(engine, server="heir")
+    await dead.put(a_delivery("d1"))
+    waiting = await heir.pending()
+    await dead.done("d1")
+    assert await heir.claim(waiting) == set()
+    await dead.aclose()
+    await heir.aclose()
+
+
+async def test_what_the_version_before_left_belongs_to_nobody(engine: AsyncEngine) -> None:
+    old, new = Inbox(engine, server="old"), Inbox(engine, server="new")
+    await old.put(a_delivery("d1"))
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE deliveries SET server = NULL"))
+    (waiting,) = await new.pending(but_of={"old"})
+    assert waiting.server is None
+    assert await new.servers() == set()
+    assert await new.claim([waiting]) == {"d1"}
+    await old.aclose()
+    await new.aclose()
+
+
+async def test_a_failed_delivery_becomes_that_of_who_got_it_again(engine: AsyncEngine) -> None:
+    first, second = Inbox(engine, server="first"), Inbox(engine, server="second")
+    await first.put(a_delivery("d1"))
+    await first.failed("d1", "no")
+    assert await second.put(a_delivery("d1")) is Stored.new
+    assert await second.get("d1") is not None
+    assert await first.get("d1") is None
+    await first.aclose()
+    await second.aclose()
+
+
+async def test_states_of_many(inbox: Inbox) -> None:
+    for key in ("waits", "done", "failed"):
+        await inbox.put(a_delivery(key))
+    await inbox.done("done")
+    await inbox.failed("failed", "no")
+    known = await inbox.states(["waits", "done", "failed", "unknown"])
+    assert known == {"waits": State.received, "done": State.done, "failed": State.failed}
+    assert await inbox.states([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("payload", "subject"),
+    [
+        ({"issue": {"number": 3}, "repository": {"id": 7}}, "7-3"),
+        ({"pull_request": {"number": 4}, "repository": {"id": 7}}, "7-4"),
+        ({"check_run": {"id": 1}, "repository": {"id": 7}}, None),
+        ({"issue": {"number": "3"}, "repository": {"id": 7}}, None),
+        ({"issue": [], "repository": {"id": 7}}, None),
+        ({"issue": {"number": 10**40}, "repository": {"id": 10**40}}, None),
+        ({"issue": {"number": True}, "repository": {"id": 7}}, None),
+        ({"issue": {"number": 3}}, None),
+    ],
+)
+def test_what_a_payload_is_about(payload: dict[str, object], subject: str | None) -> None:
+    assert subject_of(payload) == subject

@@ -1,8 +1,9 @@
 """The processor on a real inbox: what it takes, what it leaves, and when it comes back to it."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+import itertools
+from collections.abc import AsyncIterator, Collection
+from datetime import UTC, datetime
 
 import pytest
 import structlog
@@ -19,7 +20,7 @@ async def inbox(engine: AsyncEngine) -> AsyncIterator[Inbox]:
     await inbox.aclose()
 
 
-async def store(inbox: Inbox, *ids: str, ago: timedelta = timedelta()) -> None:
+async def store(inbox: Inbox, *ids: str) -> None:
     await asyncio.gather(
         *(
             inbox.put(
@@ -28,7 +29,7 @@ async def store(inbox: Inbox, *ids: str, ago: timedelta = timedelta()) -> None:
                     event="issues",
                     action="labeled",
                     installation_id=7,
-                    received_at=datetime.now(UTC) - ago,
+                    received_at=datetime.now(UTC),
                     body=b"{}",
                 )
             )
@@ -67,19 +68,101 @@ async def test_what_does_not_fit_into_memory_is_read_from_the_inbox_later(inbox:
     assert sorted(handle.ids) == sorted(ids)  # each once
 
 
-async def test_what_another_server_left_behind_is_taken_up(inbox: Inbox) -> None:
+async def test_what_a_dead_server_left_behind_is_taken_up_and_nothing_of_a_living_one(
+    engine: AsyncEngine,
+) -> None:
+    living, dying, mine = (Inbox(engine, server=name) for name in ("living", "dying", "mine"))
+    dead: set[str] = set()
+
+    async def gone(names: Collection[str]) -> set[str]:
+        return dead & set(names)
+
     handle = Recorder()
-    processor = Processor(inbox, handle, sweep=0.02, abandoned=timedelta(minutes=5))
+    await store(living, "l1")
+    await store(dying, "d1", "d2")
+    processor = Processor(mine, handle, sweep=0.02, gone=gone)
     processor.start()
-    await store(inbox, "mine")
-    processor.take("mine")
-    await until(inbox, State.done, "mine")  # the first look is over
-    await store(inbox, "young")  # another server's, in hand there
-    await store(inbox, "old", ago=timedelta(minutes=6))
-    await until(inbox, State.done, "old")
-    assert await inbox.state("young") is State.received
+    await store(mine, "m1")
+    processor.take("m1")
+    await until(mine, State.done, "m1")
+    assert [await mine.state(key) for key in ("l1", "d1", "d2")] == [State.received] * 3
+    dead.add("dying")
+    await until(mine, State.done, "d1", "d2")
+    assert await mine.state("l1") is State.received
+    assert await living.get("l1") is not None  # still its own
     await processor.close()
-    assert handle.ids == ["mine", "old"]
+    assert sorted(handle.ids) == ["d1", "d2", "m1"]
+    for inbox in (living, dying, mine):
+        await inbox.aclose()
+
+
+async def test_three_servers_share_what_a_dead_one_left(engine: AsyncEngine) -> None:
+    dead = Inbox(engine, server="dead")
+    ids = [f"d{number:03}" for number in range(120)]
+    await store(dead, *ids)
+    await dead.aclose()
+    handle = Recorder()
+
+    async def gone(names: Collection[str]) -> set[str]:
+        return {"dead"} & set(names)
+
+    inboxes = [Inbox(engine, server=f"s{number}") for number in range(3)]
+    processors = [Processor(inbox, handle, sweep=0.02, gone=gone) for inbox in inboxes]
+    for processor in processors:
+        processor.start()
+    await until(inboxes[0], State.done, *ids)
+    for processor in processors:
+        await processor.close()
+    assert sorted(handle.ids) == ids  # each once
+    for inbox in inboxes:
+        await inbox.aclose()
+
+
+async def test_deliveries_about_one_thing_are_dealt_with_in_turn(inbox: Inbox) -> None:
+    at_work: dict[str, int] = {}
+    most: dict[str, int] = {}
+    order: list[str] = []
+
+    async def handle(delivery: Delivery) -> None:
+        subject = delivery.id.partition("/")[0]
+        at_work[subject] = at_work.get(subject, 0) + 1
+        most[subject] = max(most.get(subject, 0), at_work[subject])
+        for _ in range(5):
+            await asyncio.sleep(0)
+        at_work[subject] -= 1
+        order.append(delivery.id)
+
+    processor = Processor(inbox, handle)
+    ids = [f"{subject}/{number:02}" for number, subject in itertools.product(range(10), "abc")]
+    await store(inbox, *ids)
+    processor.start()
+    for delivery_id in ids:
+        processor.take(delivery_id, delivery_id.partition("/")[0])
+    await until(inbox, State.done, *ids)
+    await processor.close()
+    assert most == {"a": 1, "b": 1, "c": 1}
+    for subject in "abc":
+        mine = [key for key in order if key.startswith(subject)]
+        assert mine == sorted(mine)
+
+
+async def test_one_that_fails_does_not_hold_up_those_about_the_same_thing(inbox: Inbox) -> None:
+    order: list[str] = []
+
+    async def handle(delivery: Delivery) -> None:
+        order.append(delivery.id)
+        if delivery.id == "d1" and delivery.tries == 0:
+            raise RuntimeError("away")
+
+    processor = Processor(inbox, handle, retry_delays=(0.05,))
+    await store(inbox, "d1", "d2", "d3")
+    processor.start()
+    for delivery_id in ("d1", "d2", "d3"):
+        processor.take(delivery_id, "7-1")
+    await until(inbox, State.done, "d1", "d2", "d3")
+    await processor.close()
+    assert order[:2] == ["d1", "d2"]
+    assert order.count("d1") == 2
 
 
 async def test_a_handler_that_hangs_is_ended_and_tried_again(inbox: Inbox) -> None:
