@@ -5,6 +5,8 @@ SHELL := /bin/bash
 AGENT ?= shell
 RUNNER ?= auto
 PYTEST ?=
+# Tests wait more than they compute: two processes need hardly more than half the time, also on two cores.
+PROCESSES ?= 2
 ROUNDS ?= 50
 SEED ?=
 BIN := .venv/bin
@@ -26,7 +28,7 @@ test: ## Lint, check types and run every test; installs what they need where it 
 	@.ci/venv dev
 	@tests/provision.sh
 	@$(MAKE) --no-print-directory lint
-	@TMPDIR=$(TEST_TMP) $(BIN)/pytest $(PYTEST)
+	@TMPDIR=$(TEST_TMP) $(BIN)/pytest -n $(PROCESSES) --dist loadgroup $(PYTEST)
 
 .PHONY: faults
 faults: ## Kill every part of the running product at random points (ROUNDS=50, SEED= repeats what was seen)

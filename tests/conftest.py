@@ -60,8 +60,20 @@ def _engine_missing() -> str:
     return ""
 
 
+def _group(item: pytest.Item) -> str | None:
+    """Tests of one group run in one process, after each other. None: on its own, wherever there is room."""
+    name = item.path.name
+    if name == "test_stories.py":
+        return None
+    # they build, count and remove the same images
+    return "images" if "image" in name or name == "test_agents_behind_proxy.py" else str(item.path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip by name what needs a real part that is not here; real containers last, the quick tests first."""
+    """Skip by name what needs a real part that is not here; say what must be in one process (pytest-xdist)."""
+    for item in items:
+        if (group := _group(item)) is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
     needs_engine = [
         item for item in items if item.get_closest_marker("docker") or item.get_closest_marker("cli")
     ]
