@@ -30,9 +30,10 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from bot.agent_requests import AgentRequest, ProgressNote
 from bot.errors import ConductorError, InfrastructureError
 from bot.model import FailureKind, Usage
-from bot.terms import Terms
+from bot.terms import Grant, Terms
 from runners import shim
 
 MAX_LINES = 5000  # in one post
@@ -45,6 +46,10 @@ SCAN = 256 * 1024  # bytes read at once from the records
 
 class BadMessage(ConductorError):
     """A container sent something that the protocol does not know; nothing was changed."""
+
+
+class RequestRefused(ConductorError):
+    """People cannot be asked this now; the message tells the agent why."""
 
 
 class Event(NamedTuple):
@@ -92,6 +97,7 @@ class _Post(TypedDict):
 
 
 _POST = TypeAdapter(_Post)
+_GRANTS = TypeAdapter(tuple[Grant, ...])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +122,8 @@ class Desk:
     Layout: ``token`` and ``attempt.json``; ``run/``, the folder that the container sees; ``turns/N.json`` what it
     was told, ``outcomes/N.json`` what it reported, ``events.jsonl`` what it printed (one post a line),
     ``usage.jsonl`` what the LLM proxies counted, ``blocked.jsonl`` where the egress proxy did not let it go;
-    ``halt.json`` why it must end; ``session.tar``, ``work.bundle`` and ``quarantine.git``.
+    ``halt.json`` why it must end; ``progress.json`` how far its agent says it is, ``requests/N.json`` what it asked
+    people for in that turn, ``grants.json`` what they granted; ``session.tar``, ``work.bundle`` and ``quarantine.git``.
     """
 
     def __init__(
@@ -133,7 +140,10 @@ class Desk:
         self.attempt_id = attempt_id
         self.mirror = mirror
         self.token = token
-        self.terms = terms
+        self._terms = terms  # as the attempt began
+        self._grants: tuple[Grant, ...] = ()
+        self._progress: ProgressNote | None = None
+        self._requests: dict[int, AgentRequest] = {}
         self._heard_at = self._sign_at = time.monotonic()
         self._changed = asyncio.Event()
         self._closed = False
@@ -233,6 +243,13 @@ class Desk:
         with suppress(FileNotFoundError):
             halt = json.loads((self.directory / "halt.json").read_bytes())
             self._halted = Halt(FailureKind(halt["kind"]), str(halt["message"]))
+        for path in (self.directory / "requests").glob("*.json"):
+            self._requests[int(path.stem)] = AgentRequest.model_validate_json(path.read_bytes())
+        with suppress(FileNotFoundError):
+            self._grants = _GRANTS.validate_json((self.directory / "grants.json").read_bytes())
+        with suppress(FileNotFoundError, ValidationError):  # not synced to the disk: a crash may have torn it
+            told = (self.directory / "progress.json").read_bytes()
+            self._progress = ProgressNote.model_validate_json(told)
 
     def close(self) -> None:
         """Release the file and end every follower and long poll; the folder stays."""
@@ -490,6 +507,64 @@ class Desk:
         """Where the container was not let go, and how often it tried."""
         return dict(self._blocked)
 
+    @property
+    def terms(self) -> Terms:
+        """What the attempt may do now: what it began with, and what people granted since."""
+        return self._terms.with_grants(self._grants)
+
+    def grant(self, grant: Grant) -> None:
+        """Let the attempt do more from now on, also after a restart; the same approval's grant counts once."""
+        self._check_open()
+        if grant.approval not in {known.approval for known in self.terms.granted}:
+            grants = (*self._grants, grant)
+            _write(self.directory / "grants.json", _GRANTS.dump_json(grants))
+            self._grants = grants
+
+    # --- what the agent tells and asks ---
+
+    def take_progress(self, note: ProgressNote) -> None:
+        """Keep how far the agent says it is; the note before is forgotten."""
+        self._check_open()
+        self._sign_at = time.monotonic()
+        # as often as it likes, so without waiting for the disk
+        _write(self.directory / "progress.json", note.model_dump_json().encode(), sync=False)
+        self._progress = note
+        self._notify()
+
+    @property
+    def progress(self) -> ProgressNote | None:
+        """How far the agent said that it is; None while it said nothing."""
+        return self._progress
+
+    def take_request(self, request: AgentRequest) -> None:
+        """Keep what the agent asks people for in the turn that is under way, so that no crash loses it.
+
+        The same again changes nothing. Raises RequestRefused when the turn has another request already, or no turn is
+        under way.
+        """
+        self._check_open()
+        turn = len(self._turns)
+        if not turn or turn in self._outcomes or self._finished or self._halted or request.turn != turn:
+            raise RequestRefused("No turn is under way: people cannot be asked now.")
+        known = self._requests.get(turn)
+        if known is not None:
+            if known.model_copy(update={"at": request.at}) != request:
+                raise RequestRefused(
+                    "People were asked in this turn already, and can be asked one thing at a time. End your turn now; "
+                    "what else you need you can ask for when the decision is there."
+                )
+            return
+        (self.directory / "requests").mkdir(exist_ok=True, mode=0o700)
+        _write(self.directory / "requests" / f"{turn}.json", request.model_dump_json().encode())
+        self._requests[turn] = request
+        self._sign_at = time.monotonic()
+        self._notify()
+
+    @property
+    def requested(self) -> AgentRequest | None:
+        """What the agent asked people for in the newest turn; None when it asked nothing."""
+        return self._requests.get(len(self._turns))
+
     # --- session ---
 
     def take_session(self, archive: Path) -> None:
@@ -537,15 +612,16 @@ def _first(error: ValidationError) -> str:
     return f"{'.'.join(map(str, detail['loc'])) or 'message'}: {detail['msg']}"
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a small file whole or not at all (rename(2))."""
+def _write(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Write a small file whole or not at all (rename(2)). ``sync``: also when the machine loses power right after."""
     new = path.with_name(f"{path.name}.new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         view = memoryview(data)
         while view:
             view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
+        if sync:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
     new.replace(path)
