@@ -33,7 +33,8 @@ from bot.audit_chain import (
     canonical,
 )
 from bot.errors import InfrastructureError
-from bot.model import Actor, Repo
+from bot.github_auth import InstallationToken, Scope
+from bot.model import Actor, Job, Repo
 from bot.policy import Decision
 from bot.reasons import Reason, as_data
 from bot.redact import Redactor
@@ -98,8 +99,8 @@ class Audit:
 
         ``decision`` is stored with its reasons, ``details`` as JSON: fractions become texts, long texts are cut. With
         ``connection`` it is written in that open transaction: make it the last thing there, for it holds up all other
-        writers until the commit. When the database does not take it, kinds in ``MUST`` raise AuditUnavailable, and
-        whatever is written in a transaction does; all other entries go to the log, and None is returned.
+        writers until the commit. When the database does not take it, kinds in ``MUST`` raise AuditUnavailable; all
+        other entries go to the log, and None is returned.
         """
         login, actor_id = (actor.login, actor.id) if isinstance(actor, Actor) else (actor, None)
         root = decision.root if isinstance(decision, Decision) else decision
@@ -120,13 +121,16 @@ class Audit:
             previous="",
         )
         try:
-            if connection is not None:
+            if connection is not None and kind in MUST:
                 return await self._append(connection, draft)
+            if connection is not None:
+                async with connection.begin_nested():  # what fails here leaves the transaction as it was
+                    return await self._append(connection, draft)
             async with self._engine.begin() as own:
                 entry = await self._append(own, draft)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-            if kind in MUST or connection is not None:
+            if kind in MUST:
                 raise AuditUnavailable(
                     f"This was not done ({kind}), because it could not be written into the audit trail: {why}",
                     "It is tried again. Look after the database: its disk, its locks, and that it is reached.",
@@ -136,6 +140,82 @@ class Audit:
         # whoever keeps the logs elsewhere can prove with them that the trail was not written anew
         log.info("audit", kind=str(kind), link=str(entry.link))
         return entry
+
+    async def accepted(self, job: Job, because: Reason | None, connection: AsyncConnection) -> None:
+        """A new job, in the transaction that saves it."""
+        await self.record(
+            AuditKind.job_accepted,
+            actor=job.trigger.actor,
+            repo=job.repo,
+            number=job.number,
+            job_id=job.id,
+            delivery_id=job.trigger.delivery_id,
+            decision=because,
+            details={
+                "event": job.trigger.event,
+                "kind": str(job.kind),
+                "agent": job.agent,
+                "model": job.model,
+                "timeout": job.timeout,
+                "budget": job.budget,
+                "base": job.base,
+                "retry_of": job.retry_of,
+                "asked": job.instructions,
+                "left_out": list(job.left_out),
+                "config": dict(job.config),
+            },
+            connection=connection,
+        )
+
+    async def answered(self, job: Job, actor: Actor | str, event: str, connection: AsyncConnection) -> None:
+        """A paused job's question was answered by ``event`` (delivery/ordinal), in the same transaction."""
+        await self.record(
+            AuditKind.job_answered,
+            actor=actor,
+            repo=job.repo,
+            number=job.number,
+            job_id=job.id,
+            delivery_id=event.rpartition("/")[0] or event,
+            details={"question": job.question, "answer": job.answer},
+            connection=connection,
+        )
+
+    async def ended(self, job: Job, connection: AsyncConnection) -> None:
+        """A job's end and what it cost, in the transaction that writes the end."""
+        took = (job.finished_at - job.started_at) if job.finished_at and job.started_at else None
+        await self.record(
+            AuditKind.job_ended,
+            actor=CONDUCTOR,
+            repo=job.repo,
+            number=job.number,
+            job_id=job.id,
+            delivery_id=job.trigger.delivery_id,
+            sha=job.head_sha,
+            details={
+                "state": str(job.state),
+                "phase": job.phase and str(job.phase),
+                "failure": job.failure and str(job.failure),
+                "message": job.message,
+                "cancelled_by": job.cancel_requested_by,
+                "attempts": job.fence,
+                "seconds": None if took is None else round(took.total_seconds()),
+                "branch": job.branch,
+                "pull": job.pull_number,
+                "blocked": dict(job.blocked),
+                "usage": asdict(job.usage),  # its cost: US dollars; null when a price is not known
+            },
+            connection=connection,
+        )
+
+    async def minted(self, scope: Scope, token: InstallationToken) -> None:
+        """GitHub made a token; nobody has it yet. Raises AuditUnavailable."""
+        details: dict[str, Any] = {
+            "installation": scope.installation,
+            "repository_ids": "all" if scope.repository is None else [scope.repository],
+            "permissions": dict(token.permissions),
+            "until": token.expires_at,
+        }
+        await self.record(AuditKind.token_minted, actor=CONDUCTOR, details=details)
 
     async def _append(self, connection: AsyncConnection, draft: Entry) -> Entry:
         # the first statement takes the lock, in both databases: the head is read behind it

@@ -36,6 +36,7 @@ class AuditKind(enum.StrEnum):
     approval_refused = "approval.refused"
     approval_void = "approval.void"  # dismissed, edited, stale, expired, withdrawn, or not entitled
     approval_used = "approval.used"  # what was approved is done now
+    operator = "operator"  # a command on the host
     override = "override"  # somebody or something decided in place of the rule or the review
     token_minted = "token.minted"  # noqa: S105 - the name of an event
     push = "push"  # recorded right before: nothing leaves unrecorded
@@ -56,6 +57,7 @@ MUST = frozenset(
         AuditKind.approval_asked,
         AuditKind.approval_granted,
         AuditKind.approval_used,
+        AuditKind.operator,
         AuditKind.override,
         AuditKind.token_minted,
         AuditKind.push,

@@ -28,6 +28,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from bot import claims
+from bot.audit import Audit
 from bot.errors import StaleAttempt
 from bot.model import (
     FINAL_STATES,
@@ -48,6 +49,7 @@ from bot.model import (
     attempt_id,
 )
 from bot.policy import Limits, Load
+from bot.reasons import Reason
 from bot.schema import answers, attempts, hosts, jobs, spend, threads, turns
 
 ACTIVE = (JobState.waiting, JobState.queued, JobState.running, JobState.paused)
@@ -63,18 +65,29 @@ OFFERED = 500  # waiting jobs that are offered to the hosts at once
 class Store:
     """All SQL of the product but the inbox's. Methods raise SQLAlchemy's errors when the database fails."""
 
-    def __init__(self, engine: AsyncEngine, limits: Limits | None = None) -> None:
-        """``limits``: on what runs at once, for claims and for telling why a job waits. Default: none."""
+    def __init__(
+        self, engine: AsyncEngine, limits: Limits | None = None, *, audit: Audit | None = None
+    ) -> None:
+        """``limits``: on what runs at once, for claims and for telling why a job waits. Default: none.
+
+        ``audit``: gets the beginnings, answers and ends of jobs, each in the transaction that makes it true.
+        """
         self.engine = engine
+        self._audit = audit
         self.limits = limits or Limits()
 
     # --- jobs
 
-    async def add_job(self, job: Job) -> bool:
-        """Save a new job. False when it exists already: the same trigger came twice."""
+    async def add_job(self, job: Job, *, because: Reason | None = None) -> bool:
+        """Save a new job. False when it exists already: the same trigger came twice.
+
+        ``because`` goes to the audit trail; raises AuditUnavailable when that cannot be written.
+        """
         try:
             async with self._begin() as connection:
                 await connection.execute(insert(jobs).values(_job_row(job)))
+                if self._audit is not None:
+                    await self._audit.accepted(job, because, connection)
         except IntegrityError:
             return False
         return True
@@ -89,6 +102,11 @@ class Store:
         """All jobs of one issue or pull request (also those whose pull request it is), newest first."""
         where = and_(jobs.c.repo_id == repo_id, or_(jobs.c.number == number, jobs.c.pull_number == number))
         return await self._jobs(where)
+
+    async def jobs_at(self, repo_id: int, sha: str) -> list[Job]:
+        """Jobs whose check run may be on a commit: that they pushed, or of the pull request that they began with."""
+        began = and_(jobs.c.target == str(TargetKind.pull_request), jobs.c.base_sha == sha)
+        return await self._jobs(and_(jobs.c.repo_id == repo_id, or_(jobs.c.head_sha == sha, began)))
 
     async def active_jobs(self, *states: JobState) -> list[Job]:
         """Jobs that are not final, or those in ``states``, newest first."""
@@ -158,6 +176,8 @@ class Store:
                 update(jobs).where(*where).values(state=str(to), **changes).returning(*jobs.c)
             )
             row = done.one_or_none()
+            if row is not None and to in FINAL_STATES and self._audit is not None:
+                await self._audit.ended(_job(row), connection)
         return None if row is None else _job(row)
 
     async def cancel_unowned(self, job_id: str) -> Job | None:
@@ -174,6 +194,8 @@ class Store:
                 .returning(*jobs.c)
             )
             row = done.one_or_none()
+            if row is not None and self._audit is not None:
+                await self._audit.ended(_job(row), connection)
         return None if row is None else _job(row)
 
     async def note(self, job_id: str, *, fence: int | None = None, **changes: Any) -> None:
@@ -200,7 +222,9 @@ class Store:
             if (await connection.execute(found)).one_or_none() is None:
                 raise StaleAttempt(f"Attempt {fence} does not own job {job_id} any more.")
 
-    async def answer(self, job_id: str, text: str, by: str, *, event: str) -> Job | None:
+    async def answer(
+        self, job_id: str, text: str, by: str, *, event: str, actor: Actor | None = None
+    ) -> Job | None:
         """Answer what a paused job asks. None when it does not ask (any more), or somebody answered before.
 
         ``event`` is what brought the answer: :meth:`answered` tells whether it did so already.
@@ -216,6 +240,8 @@ class Store:
             if row is not None:
                 said = {"key": _answer_key(event), "said_at": datetime.now(UTC)}
                 await connection.execute(self._insert(answers).values(said).on_conflict_do_nothing())
+                if self._audit is not None:
+                    await self._audit.answered(_job(row), actor or by, event, connection)
         return None if row is None else _job(row)
 
     async def answered(self, event: str) -> bool:
