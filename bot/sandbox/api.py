@@ -166,6 +166,8 @@ class Call:
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
+GraphQL = Callable[[Actor, bytes], Awaitable[tuple[int, Any]]]
+"""Answers a GraphQL request with a status and JSON."""
 
 
 class Api:
@@ -174,18 +176,26 @@ class Api:
     Args:
         github: what they work on.
         handlers: operation id to handler.
+        graphql: answers ``POST /graphql``.
         on_change: called after every call that may have changed something.
     """
 
     def __init__(
-        self, github: GitHub, handlers: Mapping[str, Handler], on_change: Callable[[], None] = lambda: None
+        self,
+        github: GitHub,
+        handlers: Mapping[str, Handler],
+        graphql: GraphQL,
+        on_change: Callable[[], None] = lambda: None,
     ):
         self._github = github
         self._handlers = handlers
+        self._graphql = graphql
         self._on_change = on_change
 
     async def handle(self, request: Request) -> Response:
         """Answer one request; never raises. A mistake of the sandbox is a 500 and a recorded problem."""
+        if (request.method, request.path) == ("POST", "/graphql"):
+            return await self._answer_graphql(request)
         actor: Actor | None = None
         operation: Operation | None = None
         try:
@@ -202,6 +212,31 @@ class Api:
         if request.method not in ("GET", "HEAD"):
             self._on_change()
         return self._finish(request, operation, actor, answer)
+
+    async def _answer_graphql(self, request: Request) -> Response:
+        """GraphQL has its own rate limit, and answers in its own way."""
+        github, key = self._github, ""
+        try:
+            actor = authenticate(github, request.headers.get("authorization", ""))
+            if actor.kind == "app":
+                raise Refusal(401, "A JSON web token could not be decoded")
+            self._not_suspended(actor)
+            key = f"graphql {actor.rate_key}"
+            if github.rate_limit.exhausted(key, github.now()):
+                # https://docs.github.com/en/graphql/overview/rate-limits-and-query-limits-for-the-graphql-api
+                error = {"type": "RATE_LIMITED", "message": f"API rate limit exceeded for {actor.rate_key}."}
+                status, data = 200, {"errors": [error]}
+            else:
+                status, data = await self._graphql(actor, request.body)
+                github.rate_limit.count(key, github.now())
+        except Refusal as refusal:
+            status, data = refusal.status, refusal.body()
+        self._on_change()
+        headers = {"Content-Type": f"{JSON}; charset=utf-8", "X-GitHub-Media-Type": "github.v4; format=json"}
+        headers["X-GitHub-Request-Id"] = uuid.uuid4().hex.upper()
+        if key:
+            headers |= github.rate_limit.headers(key, github.now())
+        return Response(status, headers, orjson.dumps(data))
 
     def _route(self, request: Request) -> tuple[Operation, dict[str, str], list[Problem]]:
         if not request.headers.get("user-agent"):
@@ -237,6 +272,7 @@ class Api:
         actor: Actor,
         problems: list[Problem],
     ) -> Answer:
+        self._not_suspended(actor)
         self._right_kind(actor, operation.id)
         call = Call(
             github=self._github,
@@ -254,6 +290,12 @@ class Api:
             self._person_may(call)
         call.body = _decoded(request, operation, problems)
         return await self._handlers[operation.id](call)
+
+    def _not_suspended(self, actor: Actor) -> None:
+        if actor.token is not None:
+            installation = self._github.world.installations[actor.token.installation_id]
+            if installation.suspended_at is not None:
+                raise Refusal(403, "This installation has been suspended")
 
     def _right_kind(self, actor: Actor, operation: str) -> None:
         if operation in APP_ONLY and actor.kind != "app":
@@ -280,9 +322,6 @@ class Api:
 
     def _token_may(self, actor: Actor, operation: str) -> None:
         assert actor.token is not None
-        installation = self._github.world.installations[actor.token.installation_id]
-        if installation.suspended_at is not None:
-            raise Refusal(403, "This installation has been suspended")
         if operation not in INSTALLATION_ONLY and not installation_may(operation, actor.token.permissions):
             headers = {"X-Accepted-GitHub-Permissions": accepted_header(operation)}
             raise Refusal(403, "Resource not accessible by integration", headers=headers)
@@ -290,7 +329,7 @@ class Api:
     def _person_may(self, call: Call) -> None:
         if call.operation in ("checks/create", "checks/update", "checks/create-suite"):
             raise Refusal(403, "You must authenticate via a GitHub App.")
-        role = call.repository.role(call.login)
+        role = call.github.world.role(call.repository, call.login)
         if ROLES[role] < ROLES[role_needed(call.operation, author=_is_author(call))]:
             raise Refusal(403, "Must have admin rights to Repository.")
 

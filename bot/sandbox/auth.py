@@ -87,7 +87,7 @@ def authenticate(github: GitHub, authorization: str) -> Actor:
 def can_see(github: GitHub, actor: Actor, repository: Repository) -> bool:
     """Whether the repository exists as far as this caller can tell."""
     if actor.kind == "user":
-        return ROLES[repository.role(actor.login)] > 0
+        return ROLES[github.world.role(repository, actor.login)] > 0
     if actor.token is None:
         return github.world.installation_for(repository) is not None
     covering = github.world.installation_for(repository)

@@ -11,20 +11,11 @@ from typing import Any
 
 from bot.sandbox.api import Answer, Call, Handler
 from bot.sandbox.github import GitHub
+from bot.sandbox.merging import settle
 from bot.sandbox.present import Json, suite_state
 from bot.sandbox.refusals import Refusal, not_found
 from bot.sandbox.state import CheckRun, CheckSuite, Repository
-
-
-def suite_for(github: GitHub, repository: Repository, sha: str, branch: str | None) -> CheckSuite:
-    """The App's suite on a commit; made on first need."""
-    for suite in repository.check_suites.values():
-        if suite.head_sha == sha:
-            return suite
-    now = github.now()
-    suite = CheckSuite(github.world.next_id(), sha, branch, now, now)
-    repository.check_suites[suite.id] = suite
-    return suite
+from bot.sandbox.suites import suite_for
 
 
 def tell_run(
@@ -71,7 +62,7 @@ async def create_run(call: Call) -> Answer:
     repository.check_runs[run.id] = run
     _write(call, run)
     tell_run(github, repository, run, call.login, "created")
-    _tell_completion(call, run, was="queued")
+    await _tell_completion(call, run, was="queued")
     return Answer(201, github.present.check_run(repository, run))
 
 
@@ -80,7 +71,7 @@ async def update_run(call: Call) -> Answer:
     run = _run(call)
     was = run.status
     _write(call, run)
-    _tell_completion(call, run, was=was)
+    await _tell_completion(call, run, was=was)
     return Answer(data=call.github.present.check_run(call.repository, run))
 
 
@@ -223,17 +214,9 @@ def _runs(call: Call, runs: list[CheckRun]) -> Answer:
 async def _suite_json(call: Call, suite: CheckSuite) -> Json:
     github, repository = call.github, call.repository
     commit = await call.git.commit(suite.head_sha)
-    simple = {
-        "id": commit.sha,
-        "tree_id": commit.tree,
-        "message": commit.message,
-        "timestamp": github.present.git_commit(repository, commit)["author"]["date"],
-        "author": {"name": commit.author.name, "email": commit.author.email},
-        "committer": {"name": commit.committer.name, "email": commit.committer.email},
-    }
     return {
         **github.present.check_suite(repository, suite),
-        "head_commit": simple,
+        "head_commit": github.present.simple_commit(commit),
         "repository": github.present.repository(repository),
     }
 
@@ -262,7 +245,7 @@ def _write(call: Call, run: CheckRun) -> None:
         run.status, run.conclusion, run.completed_at = body["status"], None, None
 
 
-def _tell_completion(call: Call, run: CheckRun, *, was: str) -> None:
+async def _tell_completion(call: Call, run: CheckRun, *, was: str) -> None:
     if run.status != "completed" or was == "completed":
         return
     tell_run(call.github, call.repository, run, call.login, "completed")
@@ -273,3 +256,4 @@ def _tell_completion(call: Call, run: CheckRun, *, was: str) -> None:
         shown = call.github.present.check_suite(call.repository, suite)
         payload = {"action": "completed", "check_suite": shown}
         call.github.emit("check_suite", call.repository, call.login, payload)
+    await settle(call.github, call.repository)

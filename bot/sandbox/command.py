@@ -32,7 +32,7 @@ def greeting(github: Sandbox) -> str:
     ]
     for repository in world.repositories.values():
         lines.append(f"  {github.git_url(repository.full_name)}")
-        roles = ", ".join(f"{one.login} ({repository.role(one.login)})" for one in people)
+        roles = ", ".join(f"{one.login} ({world.role(repository, one.login)})" for one in people)
         lines.append(f"    {roles}")
     lines += ["", "People and their tokens (REST: Authorization: token T; git: any user name, T as password)"]
     lines += [f"  {one.login:<12} {user_token(one.login)}" for one in people]

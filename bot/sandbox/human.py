@@ -72,6 +72,18 @@ class Human:
             raise HumanError(response.status, answer)
         return answer
 
+    async def graphql(self, query: str, **variables: Any) -> Json:
+        """Run a GraphQL query or mutation and return its ``data``.
+
+        Raises:
+            HumanError: status 200 and the list of errors, or the status of the refusal.
+        """
+        answer: Json = await self.request("POST", "/graphql", {"query": query, "variables": variables})
+        if "errors" in answer:
+            raise HumanError(200, answer["errors"])
+        data: Json = answer["data"]
+        return data
+
     # ---- issues
 
     async def open_issue(self, repo: str, title: str, body: str = "", *, labels: Sequence[str] = ()) -> Json:
@@ -158,6 +170,56 @@ class Human:
         path = f"/repos/{repo}/pulls/{number}/reviews/{review_id}/dismissals"
         return await self._object("PUT", path, {"message": message})
 
+    async def edit_review(self, repo: str, number: int, review_id: int, body: str) -> Json:
+        """Change the words of one's own review."""
+        return await self._object("PUT", f"/repos/{repo}/pulls/{number}/reviews/{review_id}", {"body": body})
+
+    async def comment_on_line(
+        self, repo: str, number: int, path: str, line: int, body: str, *, commit_id: str | None = None
+    ) -> Json:
+        """Comment on one line of the diff without a review."""
+        pull = await self.request("GET", f"/repos/{repo}/pulls/{number}")
+        wanted = {
+            "body": body,
+            "path": path,
+            "line": line,
+            "side": "RIGHT",
+            "commit_id": commit_id or pull["head"]["sha"],
+        }
+        return await self._object("POST", f"/repos/{repo}/pulls/{number}/comments", wanted)
+
+    async def reply(self, repo: str, number: int, comment_id: int, body: str) -> Json:
+        """Answer a comment on the diff in its thread."""
+        path = f"/repos/{repo}/pulls/{number}/comments/{comment_id}/replies"
+        return await self._object("POST", path, {"body": body})
+
+    async def resolve(self, repo: str, number: int, comment_id: int, *, resolved: bool = True) -> None:
+        """Resolve the thread that a comment on the diff began, or open it again."""
+        repository = self._repository(repo)
+        pull = repository.issues[number].pull
+        thread_id = self._github.present.thread_id(pull.comments[comment_id])
+        name = "resolveReviewThread" if resolved else "unresolveReviewThread"
+        query = f"mutation($id: ID!) {{ {name}(input: {{threadId: $id}}) {{ thread {{ isResolved }} }} }}"
+        await self.graphql(query, id=thread_id)
+
+    async def ready(self, repo: str, number: int) -> None:
+        """Mark a draft as ready for review."""
+        await self._set_draft(repo, number, "markPullRequestReadyForReview")
+
+    async def to_draft(self, repo: str, number: int) -> None:
+        """Make a pull request a draft again."""
+        await self._set_draft(repo, number, "convertPullRequestToDraft")
+
+    async def _set_draft(self, repo: str, number: int, name: str) -> None:
+        pull = await self.request("GET", f"/repos/{repo}/pulls/{number}")
+        query = f"mutation($id: ID!) {{ {name}(input: {{pullRequestId: $id}}) {{ pullRequest {{ id }} }} }}"
+        await self.graphql(query, id=pull["node_id"])
+
+    async def request_review(self, repo: str, number: int, *logins: str, teams: Sequence[str] = ()) -> Json:
+        """Ask people and teams (by their slugs) for a review."""
+        wanted: Json = {"reviewers": list(logins), "team_reviewers": list(teams)}
+        return await self._object("POST", f"/repos/{repo}/pulls/{number}/requested_reviewers", wanted)
+
     async def merge(self, repo: str, number: int, *, method: str = "merge") -> Json:
         """Merge a pull request."""
         return await self._object("PUT", f"/repos/{repo}/pulls/{number}/merge", {"merge_method": method})
@@ -243,5 +305,5 @@ class Human:
         return repository
 
     def _must_be_writer(self, repo: str) -> None:
-        if ROLES[self._repository(repo).role(self.login)] < ROLES["write"]:
+        if ROLES[self._github.world.role(self._repository(repo), self.login)] < ROLES["write"]:
             raise HumanError(403, {"message": f"{self.login} has no write access to {repo}."})

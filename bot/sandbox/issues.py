@@ -102,7 +102,10 @@ async def create(call: Call) -> Answer:
     github, repository = call.github, call.repository
     issue = open_issue(github, repository, call.login, str(call.body["title"]), call.body.get("body"))
     # GitHub drops labels and assignees in silence when the caller may not set them
-    may = call.actor.kind == "installation" or ROLES[repository.role(call.login)] >= ROLES["triage"]
+    may = (
+        call.actor.kind == "installation"
+        or ROLES[github.world.role(repository, call.login)] >= ROLES["triage"]
+    )
     labels = _attach(call, issue, _names(call.body.get("labels", []))) if may else []
     assignees = _add(call, issue, _assignees(call.body)) if may else []
     # the payload of "opened" has them already; then each is told once more
@@ -215,7 +218,11 @@ async def create_comment(call: Call) -> Answer:
     github, repository, issue = call.github, call.repository, call.issue()
     if not call.body["body"].strip():
         raise invalid("IssueComment", "body", "missing_field", "Body cannot be blank")
-    if issue.locked and call.actor.kind == "user" and ROLES[repository.role(call.login)] < ROLES["write"]:
+    if (
+        issue.locked
+        and call.actor.kind == "user"
+        and ROLES[github.world.role(repository, call.login)] < ROLES["write"]
+    ):
         raise Refusal(403, "Unable to create comment because issue is locked.")
     now = github.now()
     comment = Comment(github.world.next_id(), call.login, call.body["body"], now, now)

@@ -6,7 +6,7 @@ Every function makes new dicts, as completion writes into them.
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from bot.sandbox.state import (
     Review,
     ReviewComment,
     Status,
+    User,
     World,
 )
 
@@ -47,6 +48,21 @@ def iso(moment: datetime | None) -> str | None:
 def node_id(kind: str, number: int) -> str:
     """An opaque global id."""
     return f"{kind}_{b64encode(str(number).encode()).decode().rstrip('=')}"
+
+
+def account_id(user: User) -> str:
+    """The global id of an account."""
+    return node_id({"Bot": "BOT", "Organization": "O"}.get(user.type, "U"), user.id)
+
+
+def read_node_id(text: str) -> tuple[str, int] | None:
+    """Kind and number behind a global id; None when it is none."""
+    kind, _, code = text.partition("_")
+    try:
+        number = int(b64decode(code + "=" * (-len(code) % 4), validate=True))
+    except ValueError:
+        return None
+    return kind, number
 
 
 class Presenter:
@@ -76,7 +92,7 @@ class Presenter:
         return {
             "login": login,
             "id": user.id,
-            "node_id": node_id("U", user.id),
+            "node_id": account_id(user),
             "avatar_url": f"{self._base}/avatars/{user.id}",
             "gravatar_id": "",
             "url": url,
@@ -320,7 +336,7 @@ class Presenter:
             "maintainer_can_modify": pull.maintainer_can_modify,
             "requested_reviewers": reviewers,
             "requested_teams": [],
-            "auto_merge": None,
+            "auto_merge": self._auto_merge(pull),
             "review_comments": len(pull.comments),
             "_links": {
                 "self": {"href": url},
@@ -341,6 +357,17 @@ class Presenter:
             "sha": sha,
             "user": self.user(repository.owner),
             "repo": self.repository(repository),
+        }
+
+    def _auto_merge(self, pull: Pull) -> Json | None:
+        wish = pull.auto_merge
+        if wish is None:
+            return None
+        return {
+            "enabled_by": self.user(wish.login),
+            "merge_method": wish.method,
+            "commit_title": wish.title or "",
+            "commit_message": wish.message or "",
         }
 
     def pull_reference(self, repository: Repository, issue: Issue, pull: Pull) -> Json:
@@ -401,13 +428,13 @@ class Presenter:
             "path": comment.path,
             "diff_hunk": comment.diff_hunk,
             "commit_id": comment.commit_id,
-            "original_commit_id": comment.commit_id,
+            "original_commit_id": comment.original_commit_id,
             "line": comment.line,
-            "original_line": comment.line,
-            "position": comment.line,
-            "original_position": comment.line,
+            "original_line": comment.original_line,
+            "position": comment.position,
+            "original_position": comment.original_position,
             "start_line": comment.start_line,
-            "original_start_line": comment.start_line,
+            "original_start_line": comment.original_start_line,
             "start_side": comment.start_side,
             "side": comment.side,
             "subject_type": comment.subject_type,
@@ -421,6 +448,10 @@ class Presenter:
         return {
             key: value for key, value in answer.items() if value is not None or key not in _ABSENT_IF_NONE
         }
+
+    def thread_id(self, first: ReviewComment) -> str:
+        """Global id of the thread that a comment began; REST has no other way to name it."""
+        return node_id("PRRT", first.id)
 
     # ---- checks
 
@@ -550,6 +581,17 @@ class Presenter:
             "parents": [self._commit_link(repository, sha, f"{url}/{sha}") for sha in commit.parents],
         }
 
+    def simple_commit(self, commit: Commit) -> Json:
+        """A commit as check suites and merge groups carry it."""
+        return {
+            "id": commit.sha,
+            "tree_id": commit.tree,
+            "message": commit.message,
+            "timestamp": iso(commit.author.date),
+            "author": {"name": commit.author.name, "email": commit.author.email},
+            "committer": {"name": commit.committer.name, "email": commit.committer.email},
+        }
+
     def push_commit(self, repository: Repository, commit: Commit, files: list[FileChange]) -> Json:
         """A commit as a push webhook carries it."""
         names: dict[str, list[str]] = {"added": [], "removed": [], "modified": []}
@@ -594,6 +636,7 @@ class Presenter:
         return self.user(login) if login else None
 
 
+# by the description they are numbers or not there
 _ABSENT_IF_NONE = frozenset({"position", "original_position", "line", "original_line"})
 
 

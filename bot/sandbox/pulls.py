@@ -5,22 +5,21 @@ https://docs.github.com/en/rest/pulls/pulls
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from bot.sandbox.api import Answer, Call, Handler
-from bot.sandbox.issues import announce, close, edit, note, open_issue
+from bot.sandbox.github import GitHub
+from bot.sandbox.issues import announce, edit, note, open_issue
+from bot.sandbox.merging import drop_auto_merge, merge_pull
 from bot.sandbox.permissions import ROLES
 from bot.sandbox.present import Json
 from bot.sandbox.pullstate import pull_json
-from bot.sandbox.pushes import mark_merged, move_ref
+from bot.sandbox.pushes import move_ref
 from bot.sandbox.refusals import Refusal, custom, invalid, not_found
-from bot.sandbox.state import Issue, Pull
+from bot.sandbox.state import Issue, Pull, Repository
 
 MAX_COMMITS = 250
 """Commits that GitHub lists of one pull request."""
-
-_CLOSING_WORDS = re.compile(r"\b(?:close[sd]?|fix(?:e[sd])?|resolve[sd]?):? #(\d+)\b", re.IGNORECASE)
 
 
 async def create(call: Call) -> Answer:
@@ -149,6 +148,20 @@ async def list_commits(call: Call) -> Answer:
     return call.page(commits[:MAX_COMMITS], lambda one: call.github.present.commit(call.repository, one))
 
 
+async def set_draft(github: GitHub, repository: Repository, issue: Issue, login: str, *, draft: bool) -> None:
+    """Make a pull request a draft or ready for review, and tell the App; REST has no such operation."""
+    pull = issue.pull
+    assert pull is not None
+    if pull.draft == draft:
+        return
+    pull.draft = draft
+    action = "converted_to_draft" if draft else "ready_for_review"
+    note(github, issue, "convert_to_draft" if draft else action, login)
+    await announce(github, repository, issue, login, action)
+    if draft and pull.auto_merge is not None:
+        await drop_auto_merge(github, repository, issue, login, "Pull request was converted to a draft")
+
+
 async def check_merged(call: Call) -> Answer:
     """GET /repos/{owner}/{repo}/pulls/{pull_number}/merge."""
     _, pull = call.pull()
@@ -159,49 +172,20 @@ async def check_merged(call: Call) -> Answer:
 
 async def merge(call: Call) -> Answer:
     """PUT /repos/{owner}/{repo}/pulls/{pull_number}/merge, by a merge commit or squashed."""
-    github, repository, git = call.github, call.repository, call.git
     issue, pull = call.pull()
-    if issue.state != "open":
-        raise Refusal(405, "Pull Request is not mergeable")
-    if pull.draft:
-        raise Refusal(405, "Pull Request is still a draft")
-    if call.body.get("sha", pull.head_sha) != pull.head_sha:
+    if issue.state == "open" and call.body.get("sha", pull.head_sha) != pull.head_sha:
         raise Refusal(409, "Head branch was modified. Review and try the merge again.")
-    method = call.body.get("merge_method", "merge")
-    if method == "rebase":
-        raise Refusal(405, "Rebase merges are not allowed on this repository.")
-    tip = await git.resolve(f"refs/heads/{pull.base_ref}")
-    tree = await git.merge(tip, pull.head_sha) if tip else None
-    if tip is None or tree is None:
-        raise Refusal(405, "Pull Request is not mergeable")
-    title, message = _merge_message(call, issue, pull, method)
-    parents = [tip, pull.head_sha] if method == "merge" else [tip]
-    identity = github.identity(call.login)
-    commit = await git.write_commit(tree, parents, f"{title}\n\n{message}".strip(), identity)
-    # before the branch moves, so that the move does not take this for a merge by push
-    await mark_merged(github, repository, issue, pull, call.login, commit)
-    await move_ref(github, repository, call.login, f"refs/heads/{pull.base_ref}", commit, old=tip)
-    if pull.base_ref == repository.default_branch:
-        await _close_fixed_issues(call, issue)
+    commit = await merge_pull(
+        call.github,
+        call.repository,
+        issue,
+        call.login,
+        method=call.body.get("merge_method", "merge"),
+        title=call.body.get("commit_title"),
+        message=call.body.get("commit_message"),
+    )
     data = {"sha": commit, "merged": True, "message": "Pull Request successfully merged"}
     return Answer(data=data)
-
-
-def _merge_message(call: Call, issue: Issue, pull: Pull, method: str) -> tuple[str, str]:
-    if method == "squash":
-        title, message = f"{issue.title} (#{issue.number})", issue.body or ""
-    else:
-        source = f"{call.repository.owner}/{pull.head_ref}"
-        title, message = f"Merge pull request #{issue.number} from {source}", issue.title
-    return call.body.get("commit_title") or title, call.body.get("commit_message") or message
-
-
-async def _close_fixed_issues(call: Call, issue: Issue) -> None:
-    """``Fixes #7`` in the body closes issue 7 once the pull request reaches the default branch."""
-    for number in _CLOSING_WORDS.findall(issue.body or ""):
-        fixed = call.repository.issues.get(int(number))
-        if fixed is not None and fixed.pull is None and fixed.state == "open":
-            await close(call.github, call.repository, fixed, call.login)
 
 
 async def update_branch(call: Call) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bot.sandbox.github import GitHub
+from bot.sandbox.mergeability import merge_state
 from bot.sandbox.present import Json
 from bot.sandbox.state import Issue, Repository
 
@@ -21,13 +22,8 @@ async def pull_json(github: GitHub, repository: Repository, issue: Issue, *, mer
     git = github.git(repository)
     base = await git.merge_base(pull.base_sha, pull.head_sha) or pull.base_sha
     changes = await git.changes(base, pull.head_sha)
-    can_merge: bool | None = None
-    if mergeable and pull.merged_at is None and issue.state == "open":
-        tip = await git.resolve(pull.base_ref)
-        can_merge = tip is not None and await git.merge(tip, pull.head_sha) is not None
-    state = "unknown" if can_merge is None else "clean" if can_merge else "dirty"
-    if can_merge and pull.draft:
-        state = "draft"
+    state = await merge_state(github, repository, issue, pull) if mergeable else "unknown"
+    can_merge = None if state == "unknown" else state != "dirty"
     return {
         **github.present.pull(repository, issue, pull),
         "mergeable": can_merge,

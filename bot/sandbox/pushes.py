@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bot.sandbox.checks import suite_for
 from bot.sandbox.git import EMPTY_TREE, NO_COMMIT, GitError
 from bot.sandbox.github import GitHub
 from bot.sandbox.issues import announce, close, note
 from bot.sandbox.refusals import Refusal
 from bot.sandbox.state import Issue, Pull, Repository
+from bot.sandbox.suites import suite_for
+from bot.sandbox.threads import follow_lines
 
 _BRANCH = "refs/heads/"
 _MAX_COMMITS = 2048
@@ -125,6 +126,7 @@ async def _head_moved(
         note(github, issue, "head_ref_deleted", login)
         await close(github, repository, issue, login)
         return
+    await follow_lines(github.git(repository), pull, old or pull.head_sha, new)
     pull.head_sha = new
     pull.base_sha = await github.git(repository).resolve(pull.base_ref) or pull.base_sha
     issue.updated_at = github.now()

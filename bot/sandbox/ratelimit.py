@@ -49,8 +49,9 @@ class RateLimit:
     def headers(self, caller: str, now: datetime) -> dict[str, str]:
         """The numbers as every answer's headers tell them."""
         resource = self.resource(caller, now)
-        return {f"X-RateLimit-{name.title()}": str(value) for name, value in resource.items()} | {
-            "X-RateLimit-Resource": "core"
+        name = "graphql" if caller.startswith("graphql ") else "core"
+        return {f"X-RateLimit-{key.title()}": str(value) for key, value in resource.items()} | {
+            "X-RateLimit-Resource": name
         }
 
     def _turn(self, now: datetime) -> None:

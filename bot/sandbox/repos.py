@@ -6,6 +6,7 @@ from typing import Any
 
 from bot.sandbox.api import Answer, Call, Handler
 from bot.sandbox.git import EMPTY_TREE
+from bot.sandbox.merging import settle
 from bot.sandbox.permissions import ROLES, role_as_permission
 from bot.sandbox.present import Json, iso
 from bot.sandbox.refusals import Refusal, not_found
@@ -51,7 +52,7 @@ async def get(call: Call) -> Answer:
     repository = call.repository
     shown = call.github.present.repository(repository)
     if call.actor.kind == "user":
-        role = ROLES[repository.role(call.login)]
+        role = ROLES[call.github.world.role(repository, call.login)]
         names = {
             "admin": "admin",
             "maintain": "maintain",
@@ -94,7 +95,7 @@ async def get_permission(call: Call) -> Answer:
     if user is None:
         raise not_found()
     # an App's bot is no collaborator; what it may do lies in its token
-    role = "none" if user.type == "Bot" else call.repository.role(user.login)
+    role = "none" if user.type == "Bot" else call.github.world.role(call.repository, user.login)
     shown = _collaborator(call, user.login, role)
     return Answer(data={"permission": role_as_permission(role), "role_name": role, "user": shown})
 
@@ -281,6 +282,7 @@ async def create_status(call: Call) -> Answer:
         "updated_at": iso(status.created_at),
     }
     github.emit("status", repository, call.login, payload)
+    await settle(github, repository)
     return Answer(201, github.present.status(repository, status))
 
 

@@ -5,12 +5,18 @@ https://docs.github.com/en/rest/pulls/reviews and https://docs.github.com/en/res
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bot.sandbox.api import Answer, Call, Handler
+from bot.sandbox.diffs import Row, hunk_until, row_at, row_of_position
 from bot.sandbox.issues import note
+from bot.sandbox.merging import settle
 from bot.sandbox.refusals import Refusal, invalid, not_found
 from bot.sandbox.state import Issue, Pull, Review, ReviewComment
+from bot.sandbox.threads import follow
 
 _STATES = {"APPROVE": "APPROVED", "REQUEST_CHANGES": "CHANGES_REQUESTED", "COMMENT": "COMMENTED"}
 _OWN = {
@@ -30,15 +36,17 @@ async def create_review(call: Call) -> Answer:
     commit = body.get("commit_id") or pull.head_sha
     if not await call.git.is_ancestor(commit, pull.head_sha):
         raise Refusal(422, "Unprocessable Entity", ["commit_id is not part of the pull request"])
-    changed = await _changed_paths(call, pull)
+    changed = await _patches(call, pull, commit)
+    places = []
     for draft in body.get("comments", []):
-        if draft["path"] not in changed:
-            raise Refusal(422, "Unprocessable Entity", ["Path could not be resolved"])
+        place = _place(changed, draft)
+        if isinstance(place, str):
+            raise Refusal(422, "Unprocessable Entity", [_WORDS_IN_REVIEWS[place]])
+        places.append(place)
     review = Review(github.world.next_id(), call.login, body.get("body") or "", "PENDING", commit)
     pull.reviews[review.id] = review
-    for draft in body.get("comments", []):
-        line = draft.get("line", draft.get("position"))
-        _add_comment(call, pull, review, draft, line=line, patch=changed[draft["path"]])
+    for draft, place in zip(body.get("comments", []), places, strict=True):
+        await _add_comment(call, pull, review, draft, place)
     if event is not None:
         await _submit(call, issue, pull, review, event)
     return Answer(data=github.present.review(repository, issue, review))
@@ -96,9 +104,15 @@ async def dismiss_review(call: Call) -> Answer:
     if review.state not in ("APPROVED", "CHANGES_REQUESTED"):
         sentence = f"Can not dismiss a {review.state.lower()} pull request review"
         raise Refusal(422, "Unprocessable Entity", [sentence])
-    review.state = "DISMISSED"
-    note(call.github, issue, "review_dismissed", call.login)
+    before, review.state = review.state, "DISMISSED"
+    details = {
+        "state": before.lower(),
+        "review_id": review.id,
+        "dismissal_message": call.body["message"],
+    }
+    note(call.github, issue, "review_dismissed", call.login, dismissed_review=details)
     _tell_review(call, issue, review, "dismissed")
+    await settle(call.github, call.repository)
     return Answer(data=call.github.present.review(call.repository, issue, review))
 
 
@@ -117,16 +131,18 @@ async def create_comment(call: Call) -> Answer:
     issue, pull = call.pull()
     if "in_reply_to" in call.body:
         return _reply(call, issue, pull, call.body["in_reply_to"])
-    changed = await _changed_paths(call, pull)
-    if call.body["path"] not in changed:
-        raise invalid("PullRequestReviewComment", "path")
-    whole_file = call.body.get("subject_type") == "file"
-    line = call.body.get("line", call.body.get("position"))
-    if line is None and not whole_file:
-        raise invalid("PullRequestReviewComment", "line", "missing_field")
-    review = Review(call.github.world.next_id(), call.login, "", "PENDING", call.body["commit_id"])
+    commit = call.body["commit_id"]
+    if await call.git.object_type(commit) != "commit" or not await call.git.is_ancestor(
+        commit, pull.head_sha
+    ):
+        message = "commit_id is not part of the pull request"
+        raise invalid("PullRequestReviewComment", "commit_id", "custom", message)
+    place = _place(await _patches(call, pull, commit), call.body)
+    if isinstance(place, str):
+        raise _refused_place(place)
+    review = Review(call.github.world.next_id(), call.login, "", "PENDING", commit)
     pull.reviews[review.id] = review
-    comment = _add_comment(call, pull, review, call.body, line=line, patch=changed[call.body["path"]])
+    comment = await _add_comment(call, pull, review, call.body, place)
     await _submit(call, issue, pull, review, "COMMENT")
     return Answer(201, call.github.present.review_comment(call.repository, issue, comment))
 
@@ -211,15 +227,92 @@ def _not_ones_own(call: Call, issue: Issue, event: str | None) -> None:
         raise Refusal(422, "Unprocessable Entity", [_OWN[event]])
 
 
-async def _changed_paths(call: Call, pull: Pull) -> dict[str, str]:
-    base = await call.git.merge_base(pull.base_sha, pull.head_sha) or pull.base_sha
-    return {one.path: one.patch or "" for one in await call.git.changes(base, pull.head_sha)}
+async def _patches(call: Call, pull: Pull, commit: str) -> dict[str, str]:
+    """Changed path to its patch, as the pull request was at ``commit``."""
+    base = await call.git.merge_base(pull.base_sha, commit) or pull.base_sha
+    return {one.path: one.patch or "" for one in await call.git.changes(base, commit)}
 
 
-def _add_comment(
-    call: Call, pull: Pull, review: Review, draft: dict[str, Any], *, line: int | None, patch: str
+@dataclass(frozen=True)
+class _Place:
+    """Where a comment stands; ``row`` and ``start`` are None for a whole file."""
+
+    row: Row | None
+    start: Row | None
+    side: str
+    start_side: str | None
+    hunk: str
+
+
+# what is wrong with a place, in the words of reviews; those of single comments are below
+_WORDS_IN_REVIEWS = {
+    "path": "Path could not be resolved",
+    "line": "Line could not be resolved",
+    "line_missing": "Line could not be resolved",
+    "position": "Position could not be resolved",
+    "start_line": "Start line could not be resolved",
+    "start_line_order": "Start line must precede the end line.",
+    "hunk": "Start line must be part of the same hunk as the line.",
+}
+
+
+def _place(changed: Mapping[str, str], draft: Mapping[str, Any]) -> _Place | str:
+    """Find a comment's line in the diff, or say which key of ``_WORDS_IN_REVIEWS`` is wrong with it."""
+    patch = changed.get(draft["path"])
+    if patch is None:
+        return "path"
+    if draft.get("subject_type") == "file":
+        return _Place(None, None, "RIGHT", None, "")
+    side = draft.get("side", "RIGHT")
+    if draft.get("line") is not None:
+        row = row_at(patch, draft["line"], side)
+        if row is None:
+            return "line"
+    elif draft.get("position") is not None:
+        row = row_of_position(patch, draft["position"])
+        if row is None:
+            return "position"
+        side = "LEFT" if row.right is None else "RIGHT"
+    else:
+        return "line_missing"
+    start, start_side = None, None
+    if draft.get("start_line") is not None:
+        start_side = draft.get("start_side", side)
+        start = row_at(patch, draft["start_line"], start_side)
+        if start is None:
+            return "start_line"
+        if start.position >= row.position:
+            return "start_line_order"
+        if start.hunk != row.hunk:
+            return "hunk"
+    return _Place(row, start, side, start_side, hunk_until(patch, row))
+
+
+def _refused_place(what: str) -> Refusal:
+    match what:
+        case "path":
+            return invalid("PullRequestReviewComment", "pull_request_review_thread.path")
+        case "line_missing":
+            return invalid("PullRequestReviewComment", "pull_request_review_thread.line", "missing_field")
+        case "line" | "position" | "start_line":
+            field = f"pull_request_review_thread.{what}"
+            message = f"{field} must be part of the diff"
+        case "hunk":
+            field = "pull_request_review_thread.start_line"
+            message = f"{field} must be part of the same hunk as the line."
+        case _:
+            field = "pull_request_review_thread.start_line"
+            message = f"{field} must precede the end line."
+    return invalid("PullRequestReviewComment", field, "custom", message)
+
+
+async def _add_comment(
+    call: Call, pull: Pull, review: Review, draft: Mapping[str, Any], place: _Place
 ) -> ReviewComment:
     now = call.github.now()
+    line = place.row.line(place.side) if place.row else None
+    start = place.start.line(place.start_side or place.side) if place.start else None
+    position = place.row.position if place.row else 1
     comment = ReviewComment(
         id=call.github.world.next_id(),
         review_id=review.id,
@@ -227,16 +320,23 @@ def _add_comment(
         body=draft["body"],
         path=draft["path"],
         commit_id=review.commit_id,
+        original_commit_id=review.commit_id,
         created_at=now,
         updated_at=now,
-        diff_hunk=patch,
+        diff_hunk=place.hunk,
         line=line,
-        side=draft.get("side", "RIGHT"),
-        start_line=draft.get("start_line"),
-        start_side=draft.get("start_side"),
+        original_line=line,
+        side=place.side,
+        start_line=start,
+        original_start_line=start,
+        start_side=place.start_side,
+        position=position,
+        original_position=position,
         subject_type=draft.get("subject_type", "line"),
     )
     pull.comments[comment.id] = comment
+    if review.commit_id != pull.head_sha:
+        await follow(call.git, comment, review.commit_id, pull.head_sha)
     return comment
 
 
@@ -250,10 +350,19 @@ def _reply(call: Call, issue: Issue, pull: Pull, number: int) -> Answer:
     now = call.github.now()
     review = Review(call.github.world.next_id(), call.login, "", "COMMENTED", parent.commit_id, now)
     pull.reviews[review.id] = review
-    draft = {"body": call.body["body"], "path": parent.path, "side": parent.side}
-    comment = _add_comment(call, pull, review, draft, line=parent.line, patch=parent.diff_hunk)
-    comment.in_reply_to_id = parent.id
-    comment.subject_type = parent.subject_type
+    comment = dataclasses.replace(
+        parent,
+        id=call.github.world.next_id(),
+        review_id=review.id,
+        login=call.login,
+        body=call.body["body"],
+        created_at=now,
+        updated_at=now,
+        in_reply_to_id=parent.id,
+        reactions=[],
+    )
+    pull.comments[comment.id] = comment
+    review.submitted_at = now
     _tell_review(call, issue, review, "submitted")
     _tell_comment(call, issue, comment, "created")
     return Answer(201, call.github.present.review_comment(call.repository, issue, comment))
@@ -268,6 +377,7 @@ async def _submit(call: Call, issue: Issue, pull: Pull, review: Review, event: s
     for comment in pull.comments.values():
         if comment.review_id == review.id:
             _tell_comment(call, issue, comment, "created")
+    await settle(call.github, call.repository)
 
 
 def _tell_review(call: Call, issue: Issue, review: Review, action: str, **more: Any) -> None:

@@ -19,6 +19,7 @@ from bot.sandbox.description import GitHubDescription
 from bot.sandbox.faults import Faults
 from bot.sandbox.git import GitError
 from bot.sandbox.github import Clock, GitHub, RecordedProblem, utc_now
+from bot.sandbox.graphql_api import GraphQLApi
 from bot.sandbox.human import Human
 from bot.sandbox.lfs import LfsServer
 from bot.sandbox.present import Json
@@ -117,7 +118,7 @@ class Sandbox:
             if fresh:
                 await seed(github)
                 keeper.changed()
-            api = Api(github, HANDLERS, keeper.changed)
+            api = Api(github, HANDLERS, GraphQLApi(github).handle, keeper.changed)
             stack.push_async_callback(github.webhooks.close)
             server = Server(github, api, keeper.changed)
             application = server.application()

@@ -132,9 +132,17 @@ class ReviewComment:
     updated_at: datetime
     diff_hunk: str = ""
     line: int | None = None
+    """Where the line is in the newest version of the file; None once it is outdated, or for a whole file."""
     side: str = "RIGHT"
     start_line: int | None = None
     start_side: str | None = None
+    position: int | None = None
+    """The same place counted down the diff, as GitHub did before it had lines."""
+    original_commit_id: str = ""
+    original_line: int | None = None
+    original_start_line: int | None = None
+    original_position: int | None = None
+    outdated: bool = False
     subject_type: str = "line"
     in_reply_to_id: int | None = None
     reactions: list[Reaction] = field(default_factory=list)
@@ -150,6 +158,29 @@ class Review:
     state: str
     commit_id: str
     submitted_at: datetime | None = None
+
+
+@dataclass
+class AutoMerge:
+    """The wish that a pull request be merged as soon as nothing stands against it."""
+
+    login: str
+    method: str
+    enabled_at: datetime
+    title: str | None = None
+    message: str | None = None
+
+
+@dataclass
+class MergeQueueEntry:
+    """A pull request's place in a merge queue; ``branch`` and ``sha`` are what its checks run on."""
+
+    id: int
+    login: str
+    enqueued_at: datetime
+    branch: str
+    sha: str
+    jump: bool = False
 
 
 @dataclass
@@ -169,6 +200,10 @@ class Pull:
     requested_reviewers: list[str] = field(default_factory=list)
     reviews: dict[int, Review] = field(default_factory=dict)
     comments: dict[int, ReviewComment] = field(default_factory=dict)
+    resolved_threads: dict[int, str] = field(default_factory=dict)
+    """Id of a thread's first comment to the login of whoever resolved it."""
+    auto_merge: AutoMerge | None = None
+    queued: MergeQueueEntry | None = None
 
 
 @dataclass
@@ -243,6 +278,17 @@ class Status:
 
 
 @dataclass
+class BranchRules:
+    """What GitHub asks of a pull request before it may be merged into a branch."""
+
+    required_checks: list[str] = field(default_factory=list)
+    """Names of check runs or contexts of statuses that must be successful on the head."""
+    required_reviews: int = 0
+    """Approvals by people with write permission."""
+    merge_queue: bool = False
+
+
+@dataclass
 class Repository:
     """A repository; its git data lies in a bare repository on disk."""
 
@@ -258,6 +304,9 @@ class Repository:
     """Login to role: read, triage, write, maintain or admin."""
     protected_branches: set[str] = field(default_factory=set)
     """Branches that take changes through pull requests only."""
+    branch_rules: dict[str, BranchRules] = field(default_factory=dict)
+    """Branch to what merging into it takes."""
+    allow_auto_merge: bool = True
     signed_branches: set[str] = field(default_factory=set)
     """Patterns (``*``, ``agent/*``) of branches whose commits must have verified signatures."""
     signed_by_us: set[str] = field(default_factory=set)
@@ -274,10 +323,6 @@ class Repository:
     def full_name(self) -> str:
         """``owner/name``."""
         return f"{self.owner}/{self.name}"
-
-    def role(self, login: str) -> str:
-        """What ``login`` may do here. Everybody may read a public repository."""
-        return highest([self.collaborators.get(login, "none"), "none" if self.private else "read"])
 
     def pulls(self) -> list[tuple[Issue, Pull]]:
         """The pull requests, oldest first."""
@@ -334,6 +379,11 @@ class World:
         """The repository with this name, whatever its case."""
         full_name = f"{owner}/{name}".lower()
         return next((one for one in self.repositories.values() if one.full_name.lower() == full_name), None)
+
+    def role(self, repository: Repository, login: str) -> str:
+        """What somebody may do in a repository. Everybody may read a public one."""
+        roles = [repository.collaborators.get(login, "none"), "none" if repository.private else "read"]
+        return highest(roles)
 
     def installation_for(self, repository: Repository) -> Installation | None:
         """The App's installation that covers this repository."""

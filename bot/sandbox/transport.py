@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import httpx
 
 from bot.sandbox.description import JSON, GitHubDescription, Problem, problems_text
+from bot.sandbox.graphql_api import check_query
+
+#: On github.com and on GitHub Enterprise Server.
+_GRAPHQL = frozenset({("POST", "/graphql"), ("POST", "/api/graphql")})
 
 
 class ContractError(AssertionError):
@@ -50,6 +55,9 @@ class ValidatingTransport(httpx.AsyncBaseTransport):
         url = request.url.raw_path.decode("ascii").removeprefix(self._prefix)
         body = await request.aread()
         kind = request.headers.get("content-type", JSON if not body else "")
+        if (request.method, urlsplit(url).path) in _GRAPHQL:
+            self._report(request, check_query(body))
+            return await self._inner.handle_async_request(request)
         _, problems = self._description.check_request(request.method, url, body, kind)
         self._report(request, problems)
         response = await self._inner.handle_async_request(request)

@@ -33,6 +33,8 @@ _NEEDS: dict[str, dict[str, str]] = {
     "pull_request": {"pull_requests": "read"},
     "pull_request_review": {"pull_requests": "read"},
     "pull_request_review_comment": {"pull_requests": "read"},
+    "pull_request_review_thread": {"pull_requests": "read"},
+    "merge_group": {"merge_queues": "read"},
     "push": {"contents": "read"},
     "create": {"contents": "read"},
     "delete": {"contents": "read"},
