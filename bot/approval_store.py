@@ -1,0 +1,321 @@
+"""Approvals in SQL. A decision is a compare-and-set, written with its entry in the audit trail or not at all.
+
+Of two decisions at once exactly one is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, select, true, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from bot.audit import CONDUCTOR, Audit
+from bot.audit_chain import AuditKind
+from bot.model import Actor, Approval, ApprovalKind, ApprovalState, Repo
+from bot.policy import Decision
+from bot.schema import approvals
+
+#: Which state may follow which. What was approved may turn out to be void before it is used; after that it stays.
+NEXT: Mapping[ApprovalState, frozenset[ApprovalState]] = {
+    ApprovalState.pending: frozenset(ApprovalState) - {ApprovalState.pending},
+    ApprovalState.approved: frozenset({ApprovalState.refused, ApprovalState.stale, ApprovalState.withdrawn}),
+}
+_KINDS = {
+    ApprovalState.approved: AuditKind.approval_granted,
+    ApprovalState.refused: AuditKind.approval_refused,
+}
+
+
+class ApprovalStore:
+    """The table of approvals. Methods raise SQLAlchemy's errors when the database fails."""
+
+    def __init__(self, engine: AsyncEngine, audit: Audit) -> None:
+        self.engine = engine
+        self._audit = audit
+
+    # --- changes; each raises AuditUnavailable, and changes nothing, when it cannot be written into the audit trail
+
+    async def ask(self, approval: Approval) -> bool:
+        """Save a new one. False when its job waits for a decision already, or this very one is there."""
+        async with self.engine.begin() as connection:
+            if not await self._insert(connection, approval):
+                return False
+            await self._audit.record(
+                AuditKind.approval_asked, actor=CONDUCTOR, **_about(approval), connection=connection
+            )
+        return True
+
+    async def decide(
+        self,
+        approval: Approval,
+        to: ApprovalState,
+        *,
+        by: Actor | str,
+        because: Decision | None = None,
+        words: str = "",
+        review_id: int | None = None,
+        delivery_id: str | None = None,
+    ) -> Approval | None:
+        """A person's decision about what is pending, or approved and not used yet. None when it is so no more.
+
+        ``by`` is an Actor, or the name of an operator. Raises ValueError for a state that nobody decides.
+        """
+        values = {
+            "decided_by": by.login if isinstance(by, Actor) else by,
+            "decided_by_id": by.id if isinstance(by, Actor) else None,
+            "words": words,
+            "review_id": review_id,
+        }
+        async with self.engine.begin() as connection:
+            moved = await self._move(connection, approval, to, **values)
+            if moved is not None:
+                more = {"review": review_id, "words": words}
+                if not isinstance(by, Actor):
+                    await self._audit.record(
+                        AuditKind.override,
+                        actor=by,
+                        **_about(moved, decided=str(to), **more),
+                        connection=connection,
+                    )
+                await self._audit.record(
+                    _KINDS[to],
+                    actor=by,
+                    delivery_id=delivery_id,
+                    decision=because,
+                    **_about(moved, **more),
+                    connection=connection,
+                )
+        return moved
+
+    async def end(
+        self, approval: Approval, to: ApprovalState, *, why: str, because: Decision | None = None
+    ) -> Approval | None:
+        """It is over without a person's decision, or that one is void. None when it is not in that state any more."""
+        async with self.engine.begin() as connection:
+            moved = await self._move(connection, approval, to)
+            if moved is not None:
+                await self._audit.record(
+                    AuditKind.approval_void,
+                    actor=CONDUCTOR,
+                    decision=because,
+                    **_about(moved, why=why, state=str(to)),
+                    connection=connection,
+                )
+        return moved
+
+    async def ask_anew(self, old: Approval, new: Approval) -> bool:
+        """Let ``new`` take the place of ``old``, which is stale. False when ``old`` is not pending any more."""
+        async with self.engine.begin() as connection:
+            if await self._move(connection, old, ApprovalState.stale) is None:
+                return False
+            if not await self._insert(connection, new):
+                return False
+            await self._audit.record(
+                AuditKind.approval_void,
+                actor=CONDUCTOR,
+                **_about(old, why=f"the branch moved to {new.sha}", state=str(ApprovalState.stale)),
+                connection=connection,
+            )
+            await self._audit.record(
+                AuditKind.approval_asked, actor=CONDUCTOR, **_about(new), connection=connection
+            )
+        return True
+
+    async def use(self, approval: Approval, *, because: Decision | None = None) -> Approval | None:
+        """What was approved is done now. None when it is not approved (any more). It may be said twice."""
+        async with self.engine.begin() as connection:
+            done = await connection.execute(
+                update(approvals)
+                .where(
+                    approvals.c.id == approval.id,
+                    approvals.c.state == str(ApprovalState.approved),
+                    approvals.c.used_at.is_(None),
+                )
+                .values(used_at=datetime.now(UTC))
+                .returning(*approvals.c)
+            )
+            row = done.one_or_none()
+            if row is None:
+                now = await self._one(connection, approval.id)
+                return now if now is not None and now.used_at is not None else None
+            await self._audit.record(
+                AuditKind.approval_used,
+                actor=CONDUCTOR,
+                decision=because,
+                **_about(approval),
+                connection=connection,
+            )
+        return _approval(row)
+
+    async def remind(self, approval: Approval) -> bool:
+        """Take on reminding people of it, once. False when it is decided, or somebody has reminded them."""
+        return await self._update(
+            and_(approvals.c.id == approval.id, _pending(), approvals.c.reminded_at.is_(None)),
+            reminded_at=datetime.now(UTC),
+        )
+
+    async def settle(self, approval: Approval) -> bool:
+        """Whoever waits for the decision knows it."""
+        where = and_(approvals.c.id == approval.id, approvals.c.state == str(approval.state))
+        return await self._update(where, settled_at=datetime.now(UTC))
+
+    # --- questions
+
+    async def approval(self, approval_id: str) -> Approval | None:
+        """The approval, or None."""
+        async with self.engine.connect() as connection:
+            return await self._one(connection, approval_id)
+
+    async def pending_of(self, job_id: str) -> Approval | None:
+        """What the job waits for, if it does."""
+        found = await self._all(and_(approvals.c.job_id == job_id, _pending()))
+        return found[0] if found else None
+
+    async def of_job(self, job_id: str) -> list[Approval]:
+        """All that the job has ever asked, the newest first."""
+        return await self._all(approvals.c.job_id == job_id)
+
+    async def on(self, repo_id: int, pull_number: int) -> list[Approval]:
+        """All that was ever asked on a pull request, the newest first."""
+        return await self._all(_here(repo_id, pull_number))
+
+    async def pending_on(self, repo_id: int, pull_number: int) -> list[Approval]:
+        """What is asked on a pull request now, the newest first."""
+        return await self._all(and_(_here(repo_id, pull_number), _pending()))
+
+    async def pending(self) -> list[Approval]:
+        """All that is asked anywhere, the newest first."""
+        return await self._all(_pending())
+
+    async def recent(self, limit: int = 50) -> list[Approval]:
+        """The newest, whatever became of them."""
+        return await self._all(true(), limit)
+
+    async def unsettled(self, before: datetime) -> list[Approval]:
+        """What was decided before that moment, or had ended by itself, and whoever waits for it may not know."""
+        ended = [
+            str(state) for state in (ApprovalState.approved, ApprovalState.refused, ApprovalState.expired)
+        ]
+        return await self._all(
+            and_(
+                approvals.c.state.in_(ended),
+                approvals.c.settled_at.is_(None),
+                approvals.c.decided_at < before,
+            )
+        )
+
+    # --- rows
+
+    async def _insert(self, connection: AsyncConnection, approval: Approval) -> bool:
+        # the same words in both dialects, but two classes; also the index of one pending a job is a conflict
+        values = _values(approval)
+        if connection.dialect.name == "postgresql":
+            done = await connection.execute(
+                postgresql.insert(approvals).values(values).on_conflict_do_nothing()
+            )
+        else:
+            done = await connection.execute(sqlite.insert(approvals).values(values).on_conflict_do_nothing())
+        return done.rowcount == 1
+
+    async def _move(
+        self, connection: AsyncConnection, approval: Approval, to: ApprovalState, **changes: Any
+    ) -> Approval | None:
+        """To ``to``, only if it still is in the state, and about the commit, that the caller knows."""
+        if to not in NEXT.get(approval.state, frozenset()):
+            raise ValueError(f"no way from {approval.state} to {to}")
+        done = await connection.execute(
+            update(approvals)
+            .where(
+                approvals.c.id == approval.id,
+                approvals.c.state == str(approval.state),
+                approvals.c.sha == approval.sha,
+                approvals.c.used_at.is_(None),
+            )
+            .values(state=str(to), decided_at=datetime.now(UTC), settled_at=None, **changes)
+            .returning(*approvals.c)
+        )
+        row = done.one_or_none()
+        return None if row is None else _approval(row)
+
+    async def _update(self, where: ColumnElement[bool], **values: Any) -> bool:
+        async with self.engine.begin() as connection:
+            done = await connection.execute(update(approvals).where(where).values(**values))
+        return done.rowcount == 1
+
+    async def _one(self, connection: AsyncConnection, approval_id: str) -> Approval | None:
+        row = (await connection.execute(select(approvals).where(approvals.c.id == approval_id))).one_or_none()
+        return None if row is None else _approval(row)
+
+    async def _all(self, where: ColumnElement[bool], limit: int | None = None) -> list[Approval]:
+        query = select(approvals).where(where).order_by(approvals.c.asked_at.desc(), approvals.c.id)
+        async with self.engine.connect() as connection:
+            return [_approval(row) for row in await connection.execute(query.limit(limit))]
+
+
+def _pending() -> ColumnElement[bool]:
+    return approvals.c.state == str(ApprovalState.pending)
+
+
+def _here(repo_id: int, pull_number: int) -> ColumnElement[bool]:
+    return and_(approvals.c.repo_id == repo_id, approvals.c.pull_number == pull_number)
+
+
+def _about(approval: Approval, **details: Any) -> dict[str, Any]:
+    """What every entry of the audit trail says about it."""
+    return {
+        "repo": approval.repo,
+        "number": approval.pull_number,
+        "job_id": approval.job_id,
+        "sha": approval.sha,
+        "details": {
+            "approval": approval.id,
+            "kind": str(approval.kind),
+            **({"asked": dict(approval.details)} if approval.details else {}),
+            **{name: value for name, value in details.items() if value not in (None, "")},
+        },
+    }
+
+
+def _values(approval: Approval) -> dict[str, Any]:
+    repo = approval.repo
+    return {
+        "id": approval.id,
+        "kind": str(approval.kind),
+        "job_id": approval.job_id,
+        "repo_id": repo.id,
+        "repo_owner": repo.owner,
+        "repo_name": repo.name,
+        "installation_id": repo.installation_id,
+        "pull_number": approval.pull_number,
+        "subject": approval.subject,
+        "details": dict(approval.details),
+        "sha": approval.sha,
+        "state": str(approval.state),
+        "asked_at": approval.asked_at,
+        "expires_at": approval.expires_at,
+    }
+
+
+def _approval(row: Row[Any]) -> Approval:
+    values = row._mapping
+    return Approval(
+        kind=ApprovalKind(values["kind"]),
+        repo=Repo(
+            owner=values["repo_owner"],
+            name=values["repo_name"],
+            id=values["repo_id"],
+            installation_id=values["installation_id"],
+        ),
+        state=ApprovalState(values["state"]),
+        **{
+            name: values[name]
+            for name in (
+                "id", "job_id", "pull_number", "subject", "details", "sha", "asked_at", "expires_at", "reminded_at",
+                "decided_at", "decided_by", "decided_by_id", "words", "review_id", "settled_at", "used_at",
+            )
+        },
+    )  # fmt: skip
