@@ -22,7 +22,7 @@ from typing import Any
 
 import orjson
 from isal import isal_zlib
-from sqlalchemy import Connection, Engine, bindparam, delete, event, func, select, update
+from sqlalchemy import Connection, Engine, Row, bindparam, delete, event, func, select, update
 from sqlalchemy import create_engine as create_sync_engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -34,6 +34,7 @@ COMMIT_LIMIT = 8.0  # seconds; GitHub waits for ten
 BATCH = 128  # deliveries in one transaction
 WAITING_LIMIT = 4096  # deliveries that wait for a commit
 WAITING_BYTES = 64 * 2**20  # and what their deflated bodies may take
+ACTION_LENGTH = 60  # of the column, which is for people; handlers read the payload
 DEFLATE_AT_ONCE = 256 * 1024  # bytes; deflating more would hold up everything else
 
 
@@ -64,6 +65,21 @@ class Delivery:
     body: bytes  # the raw JSON
     tries: int = 0  # that failed so far
     subject: str | None = None  # the issue or pull request that it is about, see subject_of()
+
+    @classmethod
+    def of(cls, guid: str, event: str, payload: Mapping[str, Any], body: bytes) -> Delivery:
+        """What came just now; ``payload`` is the parsed ``body``."""
+        action, installation = payload.get("action"), payload.get("installation")
+        number = installation.get("id") if isinstance(installation, dict) else None
+        return cls(
+            id=guid,
+            event=event,
+            action=action.replace("\0", "")[:ACTION_LENGTH] if isinstance(action, str) else None,
+            installation_id=number if type(number) is int and 0 <= number < 2**63 else None,
+            received_at=datetime.now(UTC),
+            body=body,
+            subject=subject_of(payload),
+        )
 
     def payload(self) -> dict[str, Any]:
         """The parsed body. Raises ValueError when it is not a JSON object."""
@@ -182,18 +198,7 @@ class Inbox:
                 deliveries.c.server == self.server,
             )
             row = (await connection.execute(query)).one_or_none()
-        if row is None:
-            return None
-        return Delivery(
-            id=row.id,
-            event=row.event,
-            action=row.action,
-            installation_id=row.installation_id,
-            received_at=row.received_at,
-            body=isal_zlib.decompress(row.body),
-            tries=row.tries,
-            subject=row.subject,
-        )
+        return None if row is None else _delivery(row)
 
     async def pending(
         self,
@@ -261,6 +266,17 @@ class Inbox:
                 )
                 claimed.update((await connection.execute(statement)).scalars())
         return claimed
+
+    async def about(self, subject: str, event: str, *, limit: int = 200) -> list[Delivery]:
+        """The newest stored deliveries of ``event`` about ``subject``, whatever became of them."""
+        query = (
+            select(deliveries)
+            .where(deliveries.c.subject == subject, deliveries.c.event == event)
+            .order_by(deliveries.c.received_at.desc())
+            .limit(limit)
+        )
+        async with asyncio.timeout(COMMIT_LIMIT), self._engine.connect() as connection:
+            return [_delivery(row) for row in await connection.execute(query)]
 
     async def states(self, ids: Collection[str]) -> dict[str, State]:
         """What became of each delivery that is known, of at most a few hundred."""
@@ -414,6 +430,19 @@ def _upsert(insert: Any) -> Any:
 
 _UPSERT_SQLITE = _upsert(sqlite.insert)
 _UPSERT_POSTGRESQL = _upsert(postgresql.insert).returning(deliveries.c.id)
+
+
+def _delivery(row: Row[Any]) -> Delivery:
+    return Delivery(
+        id=row.id,
+        event=row.event,
+        action=row.action,
+        installation_id=row.installation_id,
+        received_at=row.received_at,
+        body=isal_zlib.decompress(row.body),
+        tries=row.tries,
+        subject=row.subject,
+    )
 
 
 def _row(delivery: Delivery, body: bytes, server: str) -> dict[str, Any]:

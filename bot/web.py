@@ -6,8 +6,6 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import UTC, datetime
-from typing import Any
 
 import orjson
 import structlog
@@ -15,7 +13,7 @@ from aiohttp import web
 
 from bot.config import Settings
 from bot.errors import InfrastructureError
-from bot.inbox import Delivery, Inbox, Stored, subject_of
+from bot.inbox import Delivery, Inbox, Stored
 from bot.processor import RETRY_DELAYS, Gone, Handle, Processor, all_of_them
 from bot.signature import (
     LEGACY_HEADER,
@@ -44,7 +42,6 @@ PROCESSOR = web.AppKey("processor", Processor)
 
 _GUID = re.compile(r"[A-Za-z0-9-]{1,80}")
 _EVENT = re.compile(r"[a-z0-9_]{1,60}")
-_ACTION_LENGTH = 60  # of the column, which is for people; handlers read the payload
 
 
 def create_app(
@@ -176,15 +173,7 @@ class _Webhook:
         action, actions = payload.get("action"), self._wanted[event]
         if actions is not None and not (isinstance(action, str) and action in actions):
             return _answer(202, ignored=f"{event}.{action}")
-        delivery = Delivery(
-            id=guid,
-            event=event,
-            action=_column(action),
-            installation_id=_installation(payload),
-            received_at=datetime.now(UTC),
-            body=body,
-            subject=subject_of(payload),
-        )
+        delivery = Delivery.of(guid, event, payload, body)
         try:
             stored = await self._inbox.put(delivery)
         except InfrastructureError as error:
@@ -227,16 +216,6 @@ async def _result(name: str, check: Check) -> str:
 
 async def _alive(_request: web.Request) -> web.Response:
     return _answer(200, alive=True)
-
-
-def _installation(payload: Mapping[str, Any]) -> int | None:
-    installation = payload.get("installation")
-    number = installation.get("id") if isinstance(installation, dict) else None
-    return number if type(number) is int and 0 <= number < 2**63 else None
-
-
-def _column(action: object) -> str | None:
-    return action.replace("\0", "")[:_ACTION_LENGTH] if isinstance(action, str) else None
 
 
 def _too_large() -> web.Response:
