@@ -18,7 +18,7 @@ from datetime import datetime
 from importlib import metadata
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import parse_qs, quote, urlencode, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urljoin, urlsplit
 
 import gidgethub.abc
 import httpx
@@ -36,7 +36,7 @@ from bot.github_auth import (
     TokenCache,
 )
 from bot.github_cache import ETagCache, ETagTransport
-from bot.github_errors import GitHubError, Unauthorized, error_for
+from bot.github_errors import GitHubError, Redirected, Unauthorized, error_for, graphql_error
 from bot.github_limits import Gate
 from bot.github_transport import APIBase, Patience, RetryTransport
 
@@ -148,6 +148,51 @@ class GitHubClient(gidgethub.abc.GitHubAPI):
         except GitHubError as error:
             return error.status
 
+    async def graphql(self, query: str, **variables: Any) -> Any:
+        """Run a GraphQL query or mutation and return its ``data``.
+
+        Review threads and drafts cannot be changed in another way. Raises what ``bot.github_errors.graphql_error``
+        makes of the answer's errors: NotFound, Forbidden (the mutations on pull requests need ``contents: write`` besides
+        ``pull_requests: write``), Unprocessable, RateLimited; OutcomeUnknown when no answer came.
+        """
+        url = self._base.graphql_url
+        status, headers, body = await self._request(
+            "POST",
+            url,
+            {
+                "accept": ACCEPT,
+                "content-type": "application/json",
+                "user-agent": self.requester,
+            },
+            json.dumps({"query": query, "variables": variables}).encode(),
+        )
+        try:
+            answer = json.loads(body)
+            errors, data = answer.get("errors"), answer.get("data")
+        except (ValueError, AttributeError) as error:
+            raise GitHubUnavailable(
+                f"GitHub's answer to POST {urlsplit(url).path} (status {status}) is broken JSON.",
+                "Try again.",
+            ) from error
+        if errors:
+            raise graphql_error(errors, headers, path=urlsplit(url).path, now=time.time())
+        return data
+
+    async def getlocation(self, url: str) -> str:
+        """Where GitHub sends a GET for a download: an address outside the API that is good for a minute.
+
+        It is not called here, and our token is not for it. Raises what other calls raise, and GitHubUnavailable when
+        GitHub does not send anywhere. https://docs.github.com/en/rest/actions/workflow-jobs
+        """
+        url = sansio.format_url(url, {}, base_url=self._base.url)
+        try:
+            await self._request("GET", url, {"accept": "*/*", "user-agent": self.requester})
+        except Redirected as answer:
+            if target := answer.headers.get("location"):
+                return urljoin(url, target)
+            raise
+        raise GitHubUnavailable(f"GitHub names no address for {urlsplit(url).path}.", "Try again.")
+
     async def sleep(self, seconds: float) -> None:
         """Part of gidgethub's interface."""
         await self._sleep(seconds)
@@ -191,7 +236,8 @@ class GitHub:
 
     ``api_url`` is ``https://api.github.com`` or ``https://HOST/api/v3``. ``transport`` is what reaches the network
     (default: a connection pool that honours the proxy variables, except for loopback addresses); it is closed
-    with this object. ``on_token`` is called with the value of each new token, so that it can be redacted.
+    with this object. ``on_token`` is called with the value of each new token, so that it can be redacted; ``on_mint``
+    with what the token is for, before anybody has it: when it raises, the token is not used.
     ``in_flight`` and ``write_spacing`` (seconds) hold for each installation; GitHub allows 100 requests at once and
     advises one second between writes. ``clock`` is the wall clock, ``monotonic`` counts waits.
     """
@@ -208,6 +254,7 @@ class GitHub:
         write_spacing: float = 0.1,
         cache_bytes: int = 32 * 2**20,
         on_token: Callable[[str], None] | None = None,
+        on_mint: Callable[[Scope, InstallationToken], Awaitable[None]] | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -217,6 +264,7 @@ class GitHub:
         self._in_flight = in_flight
         self._write_spacing = write_spacing
         self._on_token = on_token
+        self._on_mint = on_mint
         self._clock = clock
         self._monotonic = monotonic
         self._sleep = sleep
@@ -342,6 +390,8 @@ class GitHub:
         )
         if self._on_token is not None:
             self._on_token(token.value)
+        if self._on_mint is not None:
+            await self._on_mint(scope, token)
         return token
 
     def _retrying(self, *, repeat_posts: bool = False) -> RetryTransport:

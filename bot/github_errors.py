@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -135,6 +135,32 @@ def error_for(
         )
     kind = Redirected if status < 400 else _BY_STATUS.get(status, GitHubError)
     return kind(status=status, reason=reason, errors=errors, method=method, path=path, headers=headers)
+
+
+#: What GraphQL calls its errors, and the REST status that means the same.
+_GRAPHQL_STATUS = {"NOT_FOUND": 404, "FORBIDDEN": 403, "UNPROCESSABLE": 422}
+
+
+def graphql_error(
+    errors: Sequence[Any], headers: Mapping[str, str], *, path: str, now: float
+) -> ConductorError:
+    """The exception for a GraphQL answer with ``errors``, which comes with status 200.
+
+    The first error's type decides; its ``status`` is REST's for the same refusal. ``now`` in seconds since the epoch.
+    https://docs.github.com/en/graphql/overview/rate-limits-and-query-limits-for-the-graphql-api
+    """
+    first = errors[0] if errors and isinstance(errors[0], dict) else {}
+    reason = str(first.get("message") or "the query failed").rstrip(".")
+    if first.get("type") == "RATE_LIMITED":
+        reset = str(headers.get("x-ratelimit-reset") or "")
+        until = float(reset) if reset.isdecimal() else now + 60
+        return RateLimited(
+            f"GitHub's GraphQL rate limit is used up: {reason}.",
+            until=datetime.fromtimestamp(until, UTC),
+        )
+    status = _GRAPHQL_STATUS.get(str(first.get("type")), 200)
+    kind = _BY_STATUS.get(status, GitHubError)
+    return kind(status=status, reason=reason, errors=errors[1:], method="POST", path=path, headers=headers)
 
 
 def read_error(body: bytes) -> tuple[str, Sequence[Any]]:

@@ -53,6 +53,9 @@ class APIBase:
         parsed = httpx.URL(self.url)
         self._origin = _origin(parsed)
         self._path = parsed.path.rstrip("/") + "/"
+        # https://docs.github.com/en/graphql/guides/forming-calls-with-graphql#the-graphql-endpoint
+        enterprise = self.url.removesuffix("/api/v3")
+        self.graphql_url = f"{enterprise}/api/graphql" if enterprise != self.url else f"{self.url}/graphql"
 
     def check(self, url: str | httpx.URL) -> None:
         """Raise ForeignAddress unless ``url`` lies below the base: our token is for nobody else."""
@@ -60,6 +63,8 @@ class APIBase:
             parsed = httpx.URL(url)
         except httpx.InvalidURL as error:
             raise ForeignAddress("An address for the GitHub API is malformed; it was not called.") from error
+        if str(parsed) == self.graphql_url:
+            return
         dots = {".", ".."} & set(parsed.path.split("/"))
         if _origin(parsed) != self._origin or not parsed.path.startswith(self._path) or dots:
             raise ForeignAddress(

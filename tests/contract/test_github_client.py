@@ -15,7 +15,7 @@ from bot.sandbox.description import GitHubDescription
 from bot.sandbox.faults import Fault, secondary_limit
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.seed import new_private_key
-from bot.sandbox.transport import ValidatingTransport
+from bot.sandbox.transport import ContractError, ValidatingTransport
 
 REPO = "/repos/acme/hello"
 
@@ -290,3 +290,54 @@ async def test_refs_with_odd_names(client):
     assert got["ref"] == f"refs/{odd}"
     with pytest.raises(Unprocessable, match="already exists"):
         await client.post(f"{REPO}/git/refs", data={"ref": f"refs/{odd}", "sha": main["object"]["sha"]})
+
+
+# ---- GraphQL
+
+
+READY = "mutation($id: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $id}) { pullRequest { isDraft } } }"
+
+
+async def a_draft(client, sandbox) -> dict:
+    await sandbox.as_user("maria").push_commit("acme/hello", "drafted", {"a.txt": "1\n"})
+    wanted = {"title": "T", "head": "drafted", "base": "main", "draft": True}
+    return await client.post(f"{REPO}/pulls", data=wanted)
+
+
+async def test_graphql_changes_what_rest_cannot(client, sandbox, wire):
+    pull = await a_draft(client, sandbox)
+    data = await client.graphql(READY, id=pull["node_id"])
+    assert data == {"markPullRequestReadyForReview": {"pullRequest": {"isDraft": False}}}
+    assert ("POST", "/graphql", 200) in wire.seen
+    with pytest.raises(Unprocessable, match="draft"):
+        await client.graphql(READY, id=pull["node_id"])
+
+
+async def test_graphqls_errors_are_rests(client, sandbox):
+    with pytest.raises(NotFound, match="PR_nothing"):
+        await client.graphql(READY, id="PR_nothing")
+    installation = next(iter(sandbox.world.installations.values()))
+    pull = await a_draft(client, sandbox)
+    for token in sandbox.world.tokens.values():
+        token.permissions["contents"] = "read"
+    assert installation.permissions["contents"] == "write"
+    with pytest.raises(Forbidden, match="not accessible by integration"):
+        await client.graphql(READY, id=pull["node_id"])
+
+
+async def test_a_query_that_the_schema_does_not_know_fails_the_test(client):
+    with pytest.raises(ContractError, match="isDraff"):
+        await client.graphql(READY.replace("isDraft", "isDraff"), id="PR_1")
+
+
+async def test_graphqls_own_rate_limit(client, sandbox):
+    assert await client.graphql("query { viewer { login } }") == {"viewer": {"login": "agent-conductor"}}
+    sandbox.rate_limit.limit = 1
+    with pytest.raises(RateLimited):
+        await client.graphql("query { viewer { login } }")
+
+
+async def test_graphql_without_an_answer(client, sandbox):
+    sandbox.faults.add(Fault(path="/graphql", drop="after"))
+    with pytest.raises(OutcomeUnknown):
+        await client.graphql("query { viewer { login } }")
