@@ -50,6 +50,14 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Suite:
+    """All check runs of ours on one commit."""
+
+    head_sha: str
+    app_id: int  # the App whose check runs they are
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """One delivery in our words."""
 
@@ -58,7 +66,7 @@ class Event:
     action: str  # "labeled"
     repo: Repo
     actor: Actor  # who caused the event: not the issue's author
-    number: int  # 0 for a check run: its job knows
+    number: int  # 0 for check runs and suites: their jobs know
     target: TargetKind
     title: str
     body: str
@@ -68,6 +76,7 @@ class Event:
     comment: Comment | None = None
     check: Check | None = None
     review: SubmittedReview | None = None
+    suite: Suite | None = None
 
     @property
     def kind(self) -> str:
@@ -82,8 +91,8 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
     """
     try:
         repository, installation = payload["repository"], payload["installation"]
-        check = payload.get("check_run")
-        subject = payload.get("issue") or ({"number": 0} if check else payload["pull_request"])
+        check, suite = payload.get("check_run"), payload.get("check_suite")
+        subject = payload.get("issue") or ({"number": 0} if check or suite else payload["pull_request"])
         is_pull = "issue" not in payload or bool(subject.get("pull_request"))
         comment = payload.get("comment")
         return Event(
@@ -107,6 +116,7 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             comment=_comment(name, comment) if comment else None,
             check=_check(check, payload) if check else None,
             review=_review(payload["review"]) if payload.get("review") else None,
+            suite=_suite(suite) if suite else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotForUs(f"{name}: {type(error).__name__}: {error}") from error
@@ -124,6 +134,10 @@ def _check(run: Mapping[str, Any], payload: Mapping[str, Any]) -> Check:
         name=str(run.get("name") or ""),
         button=str(pressed["identifier"]) if pressed else None,
     )
+
+
+def _suite(suite: Mapping[str, Any]) -> Suite:
+    return Suite(head_sha=str(suite["head_sha"]), app_id=int(suite["app"]["id"]))
 
 
 def _review(review: Mapping[str, Any]) -> SubmittedReview:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bot.agent_requests import ToDo
 from bot.held_back import HeldBack
-from bot.model import Job, JobState, Usage, Waiting
+from bot.model import Job, Usage, Waiting
 
 #: GitHub refuses longer bodies (issues, comments, pull requests) and check-run summaries.
 MAX_BODY = 65_000
@@ -168,28 +170,55 @@ def waiting_words(job: Job, waiting: Waiting) -> str:
     return "as soon as a slot is free"
 
 
-def next_step(job: Job) -> str:
-    """What the reader may do now."""
-    if job.state is JobState.succeeded and job.head_sha:
-        wanted = [f"review pull request #{job.pull_number}"] if job.pull_number else []
-        wanted += ["read the patch of what was held back"] if job.held_back else []
-        return f"{', and '.join(wanted)}." if wanted else ""
-    if job.state in (JobState.queued, JobState.running):
-        return "`/agent cancel` stops it."
-    if job.state is JobState.paused:
-        return (
-            ""
-            if job.answer is not None
-            else "write `/agent resume` and your answer; `/agent cancel` stops it."
-        )
-    if job.state is JobState.succeeded and job.held_back:
-        return "read the patch; apply it, or leave it."
-    if job.state is JobState.succeeded:
-        return "write `/agent` and what should be different."
-    return (
-        "write `/agent resume` to go on from where it stopped, `/agent retry` to do it afresh, or `/agent` and what "
-        "should be different."
-    )
+def how_far(todo: Sequence[ToDo]) -> str:
+    """How much of a list is done, and what comes next: ``3 of 7 done, next: write the tests``."""
+    done = sum(item.done for item in todo)
+    coming = next((item.text for item in todo if not item.done), "")
+    return f"{done} of {len(todo)} done" + (f", next: {oneline(coming, 80)}" if coming else "")
+
+
+def closed(text: str) -> str:
+    """Markdown whose last code fence does not go on into what follows it."""
+    fence = ""
+    for line in text.split("\n"):
+        fence = _fence_after(line, fence)
+    return f"{text}\n{fence}" if fence else text
+
+
+def split(text: str, limit: int) -> tuple[str, str]:
+    """Whole paragraphs of Markdown, ``limit`` characters at most, and the rest; no code block is torn.
+
+    A first paragraph that is too long is in the rest, with its beginning as the first part.
+    """
+    text = text.strip()
+    if len(text) <= limit:
+        return closed(text), ""
+    lines, fence, end, at = text.split("\n"), "", 0, 0
+    for line in lines:
+        if not line.strip() and not fence:
+            end = at
+        fence = _fence_after(line, fence)
+        at += len(line) + 1
+        if at > limit:
+            break
+    if not end:
+        return oneline(text.lstrip("`~# "), min(limit, 300)), closed(text)
+    return text[:end].rstrip(), closed(text[end:].strip())
+
+
+def _fence_after(line: str, fence: str) -> str:
+    """The code fence that is open after ``line`` when ``fence`` was before it; "" when none is.
+
+    https://spec.commonmark.org/0.31.2/#fenced-code-blocks
+    """
+    found = re.match(r" {0,3}(`{3,}|~{3,})(.*)$", line)
+    if found is None:
+        return fence
+    mark, rest = found[1], found[2]
+    if not fence:
+        return "" if mark[0] == "`" and "`" in rest else mark
+    ends = mark[0] == fence[0] and len(mark) >= len(fence) and not rest.strip()
+    return "" if ends else fence
 
 
 @cache
@@ -204,7 +233,20 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         function.__name__: function
-        for function in (quiet, quiet_line, clip, oneline, duration, money, tokens, fence, code)
+        for function in (
+            quiet,
+            quiet_line,
+            clip,
+            oneline,
+            duration,
+            money,
+            tokens,
+            fence,
+            code,
+            how_far,
+            closed,
+            split,
+        )
     }
     environment.filters["held_back"] = HeldBack.load
     return environment

@@ -14,45 +14,48 @@ from typing import Any
 
 import structlog
 
+from bot.agent_requests import ToDo
+from bot.annotations import Annotation, of_job
+from bot.check_report import check_name, check_run
+from bot.check_runs import CheckRuns
+from bot.endings import next_step, said, why
 from bot.errors import GitHubUnavailable
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import Job, JobState, Repo, TargetKind, Trigger
 from bot.network import explain
 from bot.redact import Redactor
-from bot.render import clip, marker, next_step, oneline, quiet_line, render, waiting_words
+from bot.render import clip, marker, oneline, quiet_line, render, waiting_words
 from bot.store import Store
 
 log = structlog.get_logger(__name__)
 
-CHECK_NAME = "agent"
 #: A job younger than this without a comment: whoever accepted it is just writing one. A second is not to be made.
 FIRST_COMMENT = timedelta(seconds=10)
-#: At most 20, 40 and 20 characters; a press comes back as `check_run.requested_action` with the identifier.
-#: https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#check-runs-and-requested-actions
-CANCEL_BUTTON = {"label": "Cancel", "description": "Stop this job", "identifier": "cancel"}
-RETRY_BUTTON = {"label": "Retry", "description": "Do this job once more", "identifier": "retry"}
-#: Conclusions of https://docs.github.com/en/rest/checks/runs#create-a-check-run
-_CONCLUSIONS = {
-    JobState.succeeded: "success",
-    JobState.failed: "failure",
-    JobState.cancelled: "cancelled",
-    JobState.timed_out: "timed_out",
-    JobState.lost: "failure",
-}
 
 
 class Reporter:
     """Writes as the App's installation; every text passes the redactor."""
 
     def __init__(
-        self, github: GitHub, store: Store, redactor: Redactor, *, may_allow: Sequence[str] = ()
+        self,
+        github: GitHub,
+        store: Store,
+        redactor: Redactor,
+        *,
+        may_allow: Sequence[str] = (),
+        web_url: str = "https://github.com",
     ) -> None:
-        """``may_allow``: EGRESS_MAY_ALLOW, so that people are told what they may add themselves."""
+        """``may_allow``: EGRESS_MAY_ALLOW, so that people are told what they may add themselves.
+
+        ``web_url``: where GitHub's pages are.
+        """
+        self.checks = CheckRuns(github, redactor)
         self._github = github
         self._store = store
         self._redactor = redactor
         self._may_allow = may_allow
+        self._web_url = web_url.rstrip("/")
 
     # --- what people see of a job
 
@@ -60,33 +63,27 @@ class Reporter:
         """👀 on the command or the issue: seen."""
         await self.react(job.repo, job.number, job.trigger, "eyes")
 
-    async def sticky(self, job: Job, *, progress: Sequence[str] = (), fresh: bool = False) -> None:
+    async def sticky(
+        self, job: Job, *, progress: Sequence[str] = (), todo: Sequence[ToDo] = (), fresh: bool = False
+    ) -> None:
         """Create or edit the job's one comment, and remember its id. ``fresh``: there cannot be one yet."""
         while True:
-            await self._write_sticky(job, progress, fresh=fresh)
+            await self._write_sticky(job, progress, todo, fresh=fresh)
             now = await self._store.job(job.id)
             if now is None or now.state is job.state:
                 return
             # it went on in between, and whoever told that may have been overwritten: the newer state must stay
-            job, progress, fresh = now, (), False
+            job, progress, todo, fresh = now, (), (), False
 
-    async def _write_sticky(self, job: Job, progress: Sequence[str], *, fresh: bool) -> None:
+    async def _write_sticky(
+        self, job: Job, progress: Sequence[str], todo: Sequence[ToDo], *, fresh: bool
+    ) -> None:
         waits = ""
         if job.state is JobState.queued:
             waits = waiting_words(job, await self._store.waiting(job))
-        body = self._clean(
-            render(
-                "comments/sticky.md.j2",
-                job=job,
-                marker=marker("job", job.id),
-                waits=waits,
-                progress=[self._redactor.text(line) for line in progress],
-                next_step=next_step(job),
-                took=_took(job),
-                blocked=explain(job.blocked, self._may_allow),
-            )
-        )
         mark = marker("job", job.id)
+        values = self._about(job, progress, todo)
+        body = self._clean(render("comments/sticky.md.j2", marker=mark, waits=waits, **values))
         if fresh:
             comment_id = await self._create_comment(self._client(job.repo), job.repo, job.number, body)
         else:
@@ -94,6 +91,25 @@ class Reporter:
             comment_id = await self._upsert_comment(job.repo, job.number, mark, body, known=known)
         if comment_id != job.comment_id or waits != job.waits:
             await self._store.note(job.id, comment_id=comment_id, waits=waits)
+
+    def _about(self, job: Job, progress: Sequence[str], todo: Sequence[ToDo]) -> dict[str, Any]:
+        """What the comment and the check run of a job are made of."""
+        return {
+            "job": job,
+            "progress": [self._redactor.text(line) for line in progress],
+            "todo": todo,
+            "why": why(job),
+            "said": said(job),
+            "next_step": next_step(job),
+            "took": _took(job),
+            "blocked": explain(job.blocked, self._may_allow),
+        }
+
+    async def progress(self, job: Job, *, lines: Sequence[str] = (), todo: Sequence[ToDo] = ()) -> None:
+        """Show what an agent is doing: in the job's comment and, where it has a commit to stand on, its check run."""
+        await self.sticky(job, progress=lines, todo=todo)
+        if job.target is TargetKind.pull_request and job.base_sha:
+            await self.check(job, job.base_sha, progress=lines, todo=todo)
 
     async def _first_comment(self, job: Job) -> int | None:
         """The comment that somebody else may be creating right now, when the job is that young."""
@@ -120,52 +136,49 @@ class Reporter:
         await self._upsert_comment(job.repo, job.number, mark, body, known=None)
         await self._store.mark_reported(job.id, job.state)
 
-    async def check(self, job: Job, sha: str) -> None:
-        """Create or update the job's check run on ``sha``: in progress, or completed with the job's end."""
-        output = {
-            "title": oneline(self._redactor.text(_title(job)), 120),
-            "summary": self._clean(
-                render(
-                    "check/summary.md.j2",
-                    job=job,
-                    next_step=next_step(job),
-                    took=_took(job),
-                    blocked=explain(job.blocked, self._may_allow),
-                )
-            ),
-        }
-        button = RETRY_BUTTON if job.state.final else CANCEL_BUTTON
-        values: dict[str, Any] = {
-            "name": CHECK_NAME,
-            "external_id": job.id,
-            "output": output,
-            "actions": [button],
-        }
-        if job.state.final:
-            conclusion = _CONCLUSIONS[job.state]
-            if job.state is JobState.succeeded and job.held_back:
-                # a person has to look at the patch: the change is not all there without it
-                conclusion = "neutral" if job.head_sha else "action_required"
-            elif job.state is JobState.succeeded and not job.head_sha:
-                conclusion = "neutral"
-            values |= {
-                "status": "completed",
-                "conclusion": conclusion,
-                "completed_at": _iso(job.finished_at or datetime.now(UTC)),
-            }
-        else:
-            values |= {"status": "queued" if job.state is JobState.queued else "in_progress"}
-        if job.started_at:
-            values["started_at"] = _iso(job.started_at)
-        client = self._client(job.repo)
-        found = await self._find_check(client, job, sha)
-        if found is None:
-            url = self._path(job.repo, "/check-runs")
-            found = int((await client.post(url, data=values | {"head_sha": sha}))["id"])
-        else:
-            await client.patch(self._path(job.repo, "/check-runs/{id}", id=found), data=values)
-        if found != job.check_run_id:
-            await self._store.note(job.id, check_run_id=found)
+    async def check(
+        self,
+        job: Job,
+        sha: str,
+        *,
+        progress: Sequence[str] = (),
+        todo: Sequence[ToDo] = (),
+        annotations: Sequence[Annotation] = (),
+    ) -> None:
+        """Create or update the job's check run on ``sha``: how far it is, or its end with ``annotations``.
+
+        A kind of job that has no check run gets none. Raises NotFound, Unprocessable or Forbidden when the commit is
+        gone or the App may not.
+        """
+        name = check_name(job.kind)
+        if name is None:
+            return
+        while True:
+            comment = self._comment_url(job)
+            summary = render("check/summary.md.j2", comment=comment, **self._about(job, progress, todo))
+            run = check_run(
+                name,
+                job,
+                summary=summary,
+                details_url=comment,
+                todo=todo,
+                annotations=(*of_job(job, explain(job.blocked, self._may_allow)), *annotations),
+            )
+            found = await self.checks.put(job.repo, sha, run)
+            if found != job.check_run_id:
+                await self._store.note(job.id, check_run_id=found)
+            now = await self._store.job(job.id)
+            if now is None or now.state is job.state or job.state.final:
+                return
+            # as with the comment: what was told meanwhile must not be covered by what was before
+            job, progress, todo = now, (), ()
+
+    def _comment_url(self, job: Job) -> str | None:
+        """Where the job's comment is, for people."""
+        if job.comment_id is None:
+            return None
+        kind = "pull" if job.target is TargetKind.pull_request else "issues"
+        return f"{self._web_url}/{job.repo.full_name}/{kind}/{job.number}#issuecomment-{job.comment_id}"
 
     async def pull_request(self, job: Job, *, title: str, base: str, closes: bool = True) -> int:
         """Open the pull request of the job's branch, or find the one that is there. Returns its number.
@@ -210,13 +223,15 @@ class Reporter:
                 pass  # it was never pushed
         await self._store.note(job.id, head_sha=None)
 
-    async def finished(self, job: Job, *, also_on: str | None = None) -> None:
+    async def finished(
+        self, job: Job, *, also_on: str | None = None, annotations: Sequence[Annotation] = ()
+    ) -> None:
         """Show a job's end everywhere: comment, check runs. Then remember that it was shown."""
         for sha in dict.fromkeys(
             sha for sha in (job.head_sha, also_on if job.target is TargetKind.pull_request else None) if sha
         ):
             try:
-                await self.check(job, sha)
+                await self.check(job, sha, annotations=annotations)
             except (NotFound, Unprocessable, Forbidden) as error:
                 # the commit may be gone, or the App may not have checks: the comment still tells
                 log.warning("check run not written", sha=sha, error=str(error), **job.log_context())
@@ -249,7 +264,13 @@ class Reporter:
         await self._upsert_comment(repo, number, mark, body, known=None)
 
     async def react(self, repo: Repo, number: int, trigger: Trigger, content: str) -> None:
-        """Put a reaction on what triggered us. Best effort: a reaction is never worth a failed job."""
+        """Put a reaction on what triggered us. Best effort: a reaction is never worth a failed job.
+
+        A review has none (https://docs.github.com/en/rest/reactions/reactions knows the comments of its diff only):
+        there the job's comment is the first sign.
+        """
+        if trigger.comment_kind == "review_body":
+            return
         if trigger.comment_id is None:
             url = self._path(repo, "/issues/{number}/reactions", number=number)
         elif trigger.comment_kind == "review":
@@ -290,19 +311,6 @@ class Reporter:
                 return int(comment["id"])
         return None
 
-    async def _find_check(self, client: GitHubClient, job: Job, sha: str) -> int | None:
-        url = path(
-            "/repos/{owner}/{repo}/commits/{sha}/check-runs",
-            {"check_name": CHECK_NAME, "filter": "all"},
-            owner=job.repo.owner,
-            repo=job.repo.name,
-            sha=sha,
-        )
-        async for run in client.getiter(url, iterable_key="check_runs"):
-            if run.get("external_id") == job.id:
-                return int(run["id"])
-        return None
-
     async def _find_pull(self, client: GitHubClient, job: Job) -> int | None:
         url = path(
             "/repos/{owner}/{repo}/pulls",
@@ -338,26 +346,3 @@ def _took(job: Job) -> float:
 
 def _iso(moment: datetime) -> str:
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _done(job: Job) -> str:
-    if job.held_back:
-        return (
-            f"Done by {job.agent}; a part waits for a person"
-            if job.head_sha
-            else "A patch waits for a person"
-        )
-    return f"Done by {job.agent}" if job.head_sha else "Finished without a change"
-
-
-def _title(job: Job) -> str:
-    return {
-        JobState.queued: f"Waiting for a free slot for {job.agent}",
-        JobState.running: f"{job.agent} is working on it",
-        JobState.paused: "A person was asked",
-        JobState.succeeded: _done(job),
-        JobState.failed: job.message or "Failed",
-        JobState.cancelled: "Cancelled",
-        JobState.timed_out: "Out of time",
-        JobState.lost: "The worker host went away",
-    }[job.state]

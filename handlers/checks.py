@@ -1,11 +1,11 @@
-"""The buttons of a job's check run: cancel, retry, and GitHub's own "Re-run"."""
+"""The buttons of a job's check run: cancel, retry, resume, and GitHub's own "Re-run" and "Re-run all checks"."""
 
 from __future__ import annotations
 
+from bot.check_report import CANCEL_BUTTON, RESUME_BUTTON, RETRY_BUTTON, check_name
 from bot.conductor import Conductor
 from bot.events import Event
-from bot.model import Trigger
-from bot.report import CANCEL_BUTTON, RETRY_BUTTON
+from bot.model import Job, Trigger
 from bot.routing import Router
 
 router: Router[Conductor] = Router()
@@ -20,8 +20,28 @@ async def button_pressed(event: Event, conductor: Conductor) -> None:
     # the external id is text that any App may set: the job must be one of this very repository
     if check is None or job is None or job.repo.id != event.repo.id:
         return
-    trigger = Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)
     if check.button == CANCEL_BUTTON["identifier"]:
-        await conductor.cancel_job(job, trigger)
+        await conductor.cancel_job(job, _trigger(event))
     elif check.button in (None, RETRY_BUTTON["identifier"]):
-        await conductor.retry_job(job, trigger)
+        await conductor.retry_job(job, _trigger(event))
+    elif check.button == RESUME_BUTTON["identifier"]:
+        await conductor.retry_job(job, _trigger(event), go_on=True)
+
+
+@router.on("check_suite", "rerequested")
+async def all_pressed(event: Event, conductor: Conductor) -> None:
+    """Do the newest job of each kind on this commit once more; those that have not ended go on as they are."""
+    if event.suite is None:
+        return
+    newest: dict[str, Job] = {}
+    for job in await conductor.store.jobs_at(event.repo.id, event.suite.head_sha):
+        if name := check_name(job.kind):
+            newest.setdefault(name, job)
+    ended = [job for job in newest.values() if job.state.final]
+    # when none has, the first one answers for all
+    for ordinal, job in enumerate(ended or list(newest.values())[:1]):
+        await conductor.retry_job(job, _trigger(event), ordinal=ordinal)
+
+
+def _trigger(event: Event) -> Trigger:
+    return Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)

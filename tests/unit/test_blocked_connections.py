@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from bot.model import JobState
 from bot.network import MALFORMED, NOT_PUBLIC, OVER_LIMIT, Blocked, explain, shown
-from bot.render import render
 from bot.repo_config import parse
-from tests.unit.test_render import job, sticky
+from tests.unit.test_render import job, sticky, summary
 
 
 def test_what_the_repository_may_allow_comes_with_its_line() -> None:
@@ -74,13 +73,7 @@ def test_one_that_nobody_here_can_allow_has_no_lines_to_copy() -> None:
 
 
 def test_the_check_run_lists_them_too() -> None:
-    text = render(
-        "check/summary.md.j2",
-        job=job(),
-        next_step="",
-        took=1,
-        blocked=explain({"files.example.com:443": 1}, ["*"]),
-    )
+    text = summary(job(), next_step="", blocked=explain({"files.example.com:443": 1}, ["*"]))
     assert "    - files.example.com\n```" in text
     assert "</details>\n\n| | |\n|---|---|\n" in text
 

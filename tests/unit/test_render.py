@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bot.endings import next_step, said, why
 from bot.model import Actor, FailureKind, Job, JobState, Phase, Repo, TargetKind, Trigger, Usage, Waiting
 from bot.prompts import task_prompt, visible
-from bot.render import duration, marker, money, next_step, ordinal, quiet, render, waiting_words
+from bot.render import duration, marker, money, ordinal, quiet, render, waiting_words
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -36,20 +37,30 @@ def job(**changes: object) -> Job:
     return Job(**values | changes)  # type: ignore[arg-type]
 
 
+def about(shown: Job, values: dict[str, object]) -> dict[str, object]:
+    return {
+        "job": shown,
+        "progress": [],
+        "todo": [],
+        "why": why(shown),
+        "said": said(shown),
+        "next_step": next_step(shown),
+        "took": 95,
+        "blocked": [],
+    } | values
+
+
 def sticky(shown: Job, **values: object) -> str:
-    return render(
-        "comments/sticky.md.j2",
-        **{
-            "job": shown,
-            "marker": marker("job", shown.id),
-            "waits": "as soon as a slot is free",
-            "progress": [],
-            "next_step": next_step(shown),
-            "took": 95,
-            "blocked": [],
-        }
-        | values,
-    )
+    fixed = {"marker": marker("job", shown.id), "waits": "as soon as a slot is free"}
+    return render("comments/sticky.md.j2", **about(shown, fixed | values))  # type: ignore[arg-type]
+
+
+def summary(shown: Job, **values: object) -> str:
+    """Of its check run."""
+    fixed: dict[str, object] = {
+        "comment": f"https://github.com/acme/hello/issues/{shown.number}#issuecomment-7"
+    }
+    return render("check/summary.md.j2", **about(shown, fixed | values))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("state", list(JobState))
@@ -76,7 +87,7 @@ def test_a_success() -> None:
         "<!-- agent-conductor:job:j0123456789ab -->\n"
         "✅ **Done**: pull request #13.\n\n"
         "Says hello.\n\n"
-        "**Next:** review pull request #13.\n\n"
+        "**Next:** Review pull request #13.\n\n"
         "<sub>Job `j0123456789ab`, asked for by maria, model `claude-sonnet-4-5`, took 1 min 35 s, "
         "1,200 tokens in, 90 out, 200 cached, $0.0050. `/agent help` lists what I understand.</sub>\n"
     )
@@ -91,10 +102,11 @@ def test_a_failure_names_phase_kind_reason_and_next_step() -> None:
             message="The provider refused.",
         )
     )
-    assert "in phase *agent* (`quota`)" in text
+    assert "in phase *agent* (`quota`): the LLM provider takes no more calls for now." in text
     assert "The provider refused." in text
-    assert "**Next:** write `/agent resume`" in text
+    assert "**Next:** Wait for the limit to reset" in text
     assert "`/agent retry`" in text
+    assert "`/agent resume`" in text
 
 
 @pytest.mark.parametrize(
@@ -131,14 +143,14 @@ def test_progress_lines_are_short_and_harmless() -> None:
     assert "x" * 200 not in text
 
 
-@pytest.mark.parametrize("template", ["check/summary.md.j2", "comments/pull_request.md.j2"])
-def test_the_other_texts_hold_the_summary(template: str) -> None:
+def test_the_other_texts_hold_the_summary() -> None:
     shown = job(state=JobState.succeeded, summary="It **works**. Thanks @maria, fixes #1 <!-- x -->")
-    text = render(template, job=shown, next_step="", took=1, marker="<!-- m -->", blocked=[], closes=True)
-    assert "It **works**." in text
-    assert "@maria" not in text
-    assert "fixes #1" not in text
-    assert "<!-- x" not in text
+    pull = render("comments/pull_request.md.j2", job=shown, marker="<!-- m -->", closes=True)
+    for text in (summary(shown), pull):
+        assert "It **works**." in text
+        assert "@maria" not in text
+        assert "fixes #1" not in text
+        assert "<!-- x" not in text
 
 
 def test_a_missing_variable_is_an_error() -> None:
