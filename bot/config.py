@@ -31,6 +31,7 @@ from bot.capabilities import Capability as ImageCapability
 from bot.errors import ConfigurationError
 from bot.network import Network, parse_rule
 from bot.repo_config import Capability
+from bot.repo_rules import Permission
 
 ENV_PREFIX = "CONDUCTOR_"
 CONFIG_FILE_VARIABLE = "CONDUCTOR_CONFIG"
@@ -140,6 +141,16 @@ class Settings(BaseSettings):
         60, ge=0, description="jobs that a person may ask for in an hour; 0: no limit"
     )
     limit_queued: int = Field(100, ge=0, description="jobs that may wait in a repository; 0: no limit")
+    limit_repository_hour: int = Field(
+        0, ge=0, description="jobs that may be asked for in a repository in an hour; 0: no limit"
+    )
+
+    ask_permission: Permission = Field("write", description="what it takes to start a job, at least")
+    approve_permission: Permission = Field("write", description="what it takes to approve, at least")
+    approvals_required: int = Field(0, ge=0, le=6, description="approvals that a pull request of ours needs")
+    plan_first: bool = Field(False, description="every job needs an approved plan")
+    automatic_fixes: bool = Field(True, description="repositories may let failed checks start a job")
+    automatic_merges: bool = Field(True, description="repositories may let an approval merge")
 
     default_agent: str = Field("claude", description="for the plain label and commands that name none")
     agents: tuple[str, ...] = Field(("claude", "codex", "shell"), description="agents that may be used")

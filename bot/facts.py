@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import structlog
+from cachetools import TTLCache
 
-from bot.errors import GitHubUnavailable
 from bot.github import GitHub, path
-from bot.github_errors import Forbidden, GitHubError, NotFound
+from bot.github_errors import Forbidden, NotFound
 from bot.model import Actor, Repo, Request, TargetKind
+from bot.people import PeopleFinder
 from bot.policy import Facts
 from bot.repo_config import MAX_BYTES, RepoConfig, RepoConfigError, parse
 from bot.repo_config import PATH as CONFIG_PATH
+from bot.repo_layers import ORGANISATION_REPOSITORY, ServerRules, merge, under
+from bot.standing import Standing, at_least
 from bot.yaml_text import Problem
 
-log = structlog.get_logger(__name__)
+#: How long an organisation's default may be older than what is there: it is asked for with every job.
+DEFAULT_SECONDS = 60
+#: More files of a pull request are not listed.
+MAX_FILES = 3000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,80 +54,147 @@ class OtherRepository:
 class FactFinder:
     """Questions to GitHub, each answered by its REST API as the App's installation."""
 
-    def __init__(self, github: GitHub) -> None:
+    def __init__(self, github: GitHub, server: ServerRules | None = None) -> None:
+        """``server``: what no repository may undercut."""
         self._github = github
+        self._server = server or ServerRules()
+        self.people = PeopleFinder(github)
+        self._defaults: TTLCache[tuple[int, str], RepoConfig] = TTLCache(1000, ttl=DEFAULT_SECONDS)
 
     async def permission(self, repo: Repo, login: str) -> str | None:
-        """``admin``, ``write``, ``read`` or ``none``; None when it cannot be found out.
-
-        https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user
-        (the comment's ``author_association`` is no substitute: a read-only collaborator is a COLLABORATOR).
-        """
-        try:
-            found = await self._get(repo, "/collaborators/{user}/permission", user=login)
-        except NotFound:
-            return "none"
-        except (GitHubError, GitHubUnavailable) as error:
-            log.warning("permission unknown", login=login, error=str(error))
-            return None
-        permission = str(found.get("permission") or "none")
-        # an account that GitHub resolves to another login than we asked for is not who we mean
-        user = found.get("user") or {}
-        return permission if str(user.get("login", "")).lower() == login.lower() else "none"
+        """One of bot.standing.ROLES; None when it cannot be found out."""
+        return await self.people.role(repo, login)
 
     async def who(self, repo: Repo, actor: Actor) -> Facts:
         """The facts for a command that starts nothing."""
         identity = await self._github.identity()
-        permission = None if actor.is_bot else await self.permission(repo, actor.login)
-        return Facts(actor=actor, permission=permission, app_user_id=identity.user_id)
+        return _with(
+            Facts(actor=actor, permission=None, app_user_id=identity.user_id, account=repo.owner),
+            await self.people.standing(repo, actor),
+        )
 
     async def about(self, request: Request, *, is_open: bool) -> Facts:
         """The facts for a request to start work."""
-        facts = await self.who(request.repo, request.trigger.actor)
-        if facts.permission not in ("write", "admin"):
+        repo, number = request.repo, request.number
+        facts = await self.who(repo, request.trigger.actor)
+        if not at_least(facts.permission, "write"):
             return facts  # refused anyway: no more questions for a stranger
-        repository = await self._get(request.repo, "")
-        fork = False
-        if request.target is TargetKind.pull_request:
-            pull = await self.pull(request.repo, request.number)
-            fork, is_open = pull.from_fork, pull.open
-        config, problem = RepoConfig(), ""
-        try:
-            config = await self.repo_config(request.repo)
-        except RepoConfigError as error:
-            problem = str(error)
-        return Facts(
-            actor=facts.actor,
-            permission=facts.permission,
-            app_user_id=facts.app_user_id,
+        is_pull = request.target is TargetKind.pull_request
+        repository, issue, pull, (config, problem) = await asyncio.gather(
+            self._get(repo, ""),
+            self._issue(repo, number),
+            self.pull(repo, number) if is_pull else _nothing(),
+            self._config(repo),
+        )
+        if pull is not None:
+            is_open = pull.open
+        public = not repository.get("private", True)
+        author = _actor(issue.get("user"))
+        facts = dataclasses.replace(
+            facts,
             archived=bool(repository.get("archived")) or bool(repository.get("disabled")),
             target=request.target,
             open=is_open,
-            from_fork=fork,
+            from_fork=pull is not None and pull.from_fork,
             config=config,
             config_problem=problem,
+            labels=tuple(str(label.get("name") or "") for label in issue.get("labels") or ()),
+            public=public,
+            author=author,
+            title_now=str(issue.get("title") or ""),
+            body_now=str(issue.get("body") or ""),
         )
+        if public and author is not None and not author.is_bot:
+            known = author.id == facts.actor.id
+            permission = facts.permission if known else await self.permission(repo, author.login)
+            facts = dataclasses.replace(facts, author_permission=permission)
+        return await self._about_people(repo, pull, facts)
+
+    async def _about_people(self, repo: Repo, pull: Pull | None, facts: Facts) -> Facts:
+        """With what only some configurations need: changed paths, teams, code owners."""
+        rule, plan = facts.config.who.may_ask, facts.config.approvals.plan
+        if pull is not None and (rule.codeowners or plan.paths):
+            paths, complete = await self.changed_paths(repo, pull.number)
+            facts = dataclasses.replace(facts, paths=paths, paths_complete=complete)
+        if rule.teams or rule.codeowners:
+            standing = await self.people.standing(
+                repo,
+                facts.actor,
+                [rule],
+                paths=facts.paths if pull else None,
+                ref=pull.base_ref if pull else None,
+            )
+            facts = _with(facts, standing)
+        return facts
+
+    async def changed_paths(self, repo: Repo, number: int) -> tuple[tuple[str, ...], bool]:
+        """What a pull request changes, also the old names of what it renames, and whether that is all.
+
+        https://docs.github.com/en/rest/pulls/pulls#list-pull-requests-files lists 3000 files at most.
+        """
+        url = path(
+            "/repos/{owner}/{repo}/pulls/{number}/files",
+            None,
+            owner=repo.owner,
+            repo=repo.name,
+            number=number,
+        )
+        paths: dict[str, None] = {}
+        count = 0
+        async for file in self._github.installation(repo.installation_id).getiter(url):
+            count += 1
+            for key in ("filename", "previous_filename"):
+                if file.get(key):
+                    paths[str(file[key])] = None
+        return tuple(paths), count < MAX_FILES
 
     async def repo_config(self, repo: Repo) -> RepoConfig:
-        """The repository's own configuration on its default branch; the defaults when it has none.
+        """What counts for a repository; without files there are the defaults.
 
-        Raises RepoConfigError when there is one that cannot be used.
+        Its own configuration on its default branch, over the default that its owner keeps in the repository
+        ``.github``, below the server's rules.
+
+        Raises RepoConfigError when there is a file that cannot be used; its problem names the file.
         https://docs.github.com/en/rest/repos/contents#get-repository-content
         """
+        own, default = await asyncio.gather(self._file(repo), self._organisation(repo))
+        config = parse(own) if own is not None else RepoConfig()
+        return under(self._server, merge(default, config) if default else config)
+
+    async def _config(self, repo: Repo) -> tuple[RepoConfig, str]:
+        try:
+            return await self.repo_config(repo), ""
+        except RepoConfigError as error:
+            return RepoConfig(), str(error)
+
+    async def _organisation(self, repo: Repo) -> RepoConfig | None:
+        """The default of the repository's owner, not older than DEFAULT_SECONDS; None when there is none."""
+        if repo.name.lower() == ORGANISATION_REPOSITORY:
+            return None  # there it is the repository's own
+        key = (repo.installation_id, repo.owner.lower())
+        if key in self._defaults:
+            return self._defaults[key]
+        of = dataclasses.replace(repo, name=ORGANISATION_REPOSITORY, id=0)
+        try:
+            text = await self._file(of)
+            config = parse(text) if text is not None else RepoConfig()
+        except RepoConfigError as error:
+            raise RepoConfigError(error.problems, repository=of.full_name) from error
+        self._defaults[key] = config
+        return config
+
+    async def _file(self, repo: Repo) -> str | None:
+        """The text of the file on the default branch; None when there is none, or no such repository for us."""
         try:
             # without a ref GitHub reads the default branch, which others cannot push to by a pull request
-            found = await self._get(repo, "/contents/{+file}", file=CONFIG_PATH)
+            return text_of(await self._get(repo, "/contents/{+file}", file=CONFIG_PATH))
         except NotFound:
-            return RepoConfig()
-        if not isinstance(found, dict) or found.get("type") != "file":
-            raise RepoConfigError([Problem("it is not a plain file", 1, 1)])
-        if int(found.get("size") or 0) > MAX_BYTES or found.get("encoding") != "base64":
-            raise RepoConfigError([Problem(f"the file is larger than {MAX_BYTES // 1024} KiB", 1, 1)])
-        try:
-            text = base64.b64decode(found.get("content") or "").decode()
-        except (binascii.Error, UnicodeDecodeError) as error:
-            raise RepoConfigError([Problem("it is not text in UTF-8", 1, 1)]) from error
-        return parse(text)
+            return None
+
+    async def _issue(self, repo: Repo, number: int) -> Mapping[str, Any]:
+        """https://docs.github.com/en/rest/issues/issues#get-an-issue, which also knows pull requests."""
+        found: Mapping[str, Any] = await self._get(repo, "/issues/{number}", number=number)
+        return found
 
     async def default_branch(self, repo: Repo) -> str:
         """The name of the repository's default branch."""
@@ -167,3 +242,36 @@ class FactFinder:
         client = self._github.installation(repo.installation_id)
         url = path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)
         return await client.getitem(url)
+
+
+def text_of(found: Any) -> str:
+    """The text of a file as the contents API answers. Raises RepoConfigError when it is no plain text."""
+    if not isinstance(found, dict) or found.get("type") != "file":
+        raise RepoConfigError([Problem("it is not a plain file", 1, 1)])
+    if int(found.get("size") or 0) > MAX_BYTES or found.get("encoding") != "base64":
+        raise RepoConfigError([Problem(f"the file is larger than {MAX_BYTES // 1024} KiB", 1, 1)])
+    try:
+        return base64.b64decode(found.get("content") or "").decode()
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise RepoConfigError([Problem("it is not text in UTF-8", 1, 1)]) from error
+
+
+def _with(facts: Facts, standing: Standing) -> Facts:
+    return dataclasses.replace(
+        facts,
+        permission=standing.permission if standing.human else None,
+        suspended=standing.suspended,
+        teams=standing.teams,
+        unknown_teams=standing.unknown_teams,
+        code_owner=standing.owner,
+    )
+
+
+def _actor(user: Mapping[str, Any] | None) -> Actor | None:
+    if not user:
+        return None
+    return Actor(login=str(user["login"]), id=int(user["id"]), type=str(user.get("type") or "User"))
+
+
+async def _nothing() -> None:
+    return None

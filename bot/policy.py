@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from bot.config import Settings
-from bot.model import Actor, Request, TargetKind
-from bot.reasons import Reason, all_of, refusals
+from bot.model import Actor, JobKind, Request, TargetKind
+from bot.protected import matching
+from bot.reasons import Reason, all_of, any_of, refusals
 from bot.repo_config import PATH as CONFIG_PATH
-from bot.repo_config import RepoConfig
+from bot.repo_config import LimitsConfig, RepoConfig
+from bot.repo_rules import PlanRule
+from bot.standing import Standing, at_least, entitled
 
-#: Permission levels of https://docs.github.com/en/rest/collaborators/collaborators that may start work.
-#: The API reports "maintain" as "write" and "triage" as "read" in `permission`.
-MAY_WRITE = frozenset({"write", "admin"})
+#: What it takes to command the bot at all: https://docs.github.com/en/rest/collaborators/collaborators
+NEEDED = "write"
 #: The priority of what a person waits for. What a schedule starts has a lower one.
 PERSON = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was found out about a request before it is decided. ``permission`` None: could not be found out."""
+    """What was found out about a request before it is decided. ``None``: it could not be found out."""
 
     actor: Actor
-    permission: str | None
+    permission: str | None  # the actor's, one of bot.standing.ROLES
+    suspended: bool | None = False
+    teams: frozenset[str] = frozenset()  # the actor's, as bot.standing.Standing has them
+    unknown_teams: frozenset[str] = frozenset()
+    code_owner: bool | None = False
+    account: str = ""  # whose repository it is
     app_user_id: int | None = None
     archived: bool = False
     target: TargetKind = TargetKind.issue
@@ -33,6 +40,28 @@ class Facts:
     config: RepoConfig = field(default_factory=RepoConfig)  # of the default branch
     config_problem: str = ""  # why that could not be used
     unserved: tuple[str, ...] = ()  # capabilities it asks for that no worker host has
+    labels: tuple[str, ...] = ()  # of the issue or pull request
+    paths: tuple[str, ...] = ()  # that the pull request changes, where anybody needs to know
+    paths_complete: bool = True
+    public: bool = False  # anybody may read the repository, and so write issues and comments
+    author: Actor | None = None  # of the issue or pull request; None: the account is gone
+    author_permission: str | None = None
+    title_now: str = ""  # as they stand on GitHub now, and not when it was asked for
+    body_now: str = ""
+
+    @property
+    def standing(self) -> Standing:
+        """The asker, for the rules that name people."""
+        return Standing(
+            login=self.actor.login,
+            id=self.actor.id,
+            human=not self.actor.is_bot and self.actor.id != self.app_user_id,
+            permission=self.permission,
+            suspended=self.suspended,
+            teams=self.teams,
+            unknown_teams=self.unknown_teams,
+            owner=self.code_owner,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +84,8 @@ class Limits:
     user: int = 0
     user_hour: int = 0  # accepted from one person in an hour
     queued: int = 0  # waiting in one repository
+    repository_hour: int = 0  # accepted in one repository in an hour
+    user_repository_hour: int = 0  # from one person in it
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -65,6 +96,17 @@ class Limits:
             user=settings.limit_user,
             user_hour=settings.limit_user_hour,
             queued=settings.limit_queued,
+            repository_hour=settings.limit_repository_hour,
+        )
+
+    def within(self, wanted: LimitsConfig) -> Self:
+        """With the repository's own limits on asking, where those are lower."""
+        own = wanted.repository_hour or 0
+        limits = [limit for limit in (self.repository_hour, own) if limit]
+        return replace(
+            self,
+            repository_hour=min(limits) if limits else 0,
+            user_repository_hour=wanted.user_hour or 0,
         )
 
 
@@ -74,6 +116,8 @@ class Load:
 
     user_hour: int = 0
     queued: int = 0
+    repository_hour: int = 0
+    user_repository_hour: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,16 +155,67 @@ def authorize(facts: Facts) -> Decision:
             question="is the asker a person", ok=False, said="Bots cannot start or stop work here."
         )
         return Decision(root=all_of("may command", [reason]), silent=True)
+    if facts.suspended is not False:
+        said = (
+            "Your account is suspended, so you cannot start or stop work here."
+            if facts.suspended
+            else "I could not find out whether your account is in use, so I did nothing. Please try again later."
+        )
+        reason = Reason(question="is the asker's account in use", ok=False, said=said)
+        return Decision(root=all_of("may command", [reason]))
+    may = at_least(facts.permission, NEEDED)
     if facts.permission is None:
         said = "I could not find out whether you have write access, so I did nothing. Please try again later."
-    elif facts.permission in MAY_WRITE:
+    elif may:
         said = f"@{facts.actor.login} has {facts.permission} access."
     else:
         said = (
             f"Starting or stopping work needs write access to this repository; you have {facts.permission}."
         )
-    reason = Reason(question="may the asker write", ok=facts.permission in MAY_WRITE, said=said)
+    reason = Reason(question="may the asker write", ok=may, said=said)
     return Decision(root=all_of("may command", [reason]))
+
+
+def may_ask(facts: Facts) -> Reason:
+    """Is the asker one of those whom the repository lets start jobs?"""
+    rule = facts.config.who.may_ask
+    if rule.anybody and rule.permission == NEEDED:
+        return Reason(question="may the asker start jobs", ok=True, said="Everybody with write access may.")
+    found = entitled(rule, facts.standing, facts.account)
+    said = " ".join(refusals(found)) if not found.ok else "yes"
+    return replace(found, question="may the asker start jobs", said=said)
+
+
+def plan_first(facts: Facts, kind: JobKind) -> Reason:
+    """Must a person approve a plan before this work starts? ``ok``: yes, it must."""
+    rule = facts.config.approvals.plan
+    question = "must a plan be approved first"
+    if kind is not JobKind.task:
+        return Reason(question=question, ok=False, said=f"Not for a job of kind {kind}.")
+    reasons = [Reason(question="is it always so", ok=rule.always, said="yes" if rule.always else "no")]
+    reasons += _labelled(rule, facts) if rule.labels else []
+    reasons += _touched(rule, facts) if rule.paths else []
+    return any_of(question, reasons)
+
+
+def _labelled(rule: PlanRule, facts: Facts) -> list[Reason]:
+    wanted = {label.lower() for label in rule.labels}
+    found = sorted({label for label in facts.labels if label.lower() in wanted})
+    said = f"It has {', '.join(f'`{label}`' for label in found)}." if found else "It has none of them."
+    return [Reason(question="has it a label that needs one", ok=bool(found), said=said)]
+
+
+def _touched(rule: PlanRule, facts: Facts) -> list[Reason]:
+    found = matching(rule.paths, facts.paths)
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        said = f"The pull request changes `{found[0]}`{more}."
+    elif not facts.paths_complete:
+        said = "The pull request changes more files than GitHub lists."
+    else:
+        said = "It changes none of them."
+    ok = bool(found) or not facts.paths_complete
+    return [Reason(question="does it change paths that need one", ok=ok, said=said)]
 
 
 def choose(rules: Rules, config: RepoConfig, request: Request) -> Choice:
@@ -153,6 +248,18 @@ def throttle(limits: Limits, load: Load, login: str) -> Decision:
             said=f"{load.queued} jobs of this repository wait already, and no more are taken. "
             "Ask again when some of them are done; until then I stay silent.",
         ),
+        Reason(
+            question="has the repository had few enough",
+            ok=not limits.repository_hour or load.repository_hour < limits.repository_hour,
+            said=f"{load.repository_hour} jobs of this repository were asked for within an hour, and no more are "
+            "taken. Ask again later; until then I stay silent.",
+        ),
+        Reason(
+            question="has the asker asked seldom enough here",
+            ok=not limits.user_repository_hour or load.user_repository_hour < limits.user_repository_hour,
+            said=f"@{login} has asked for {load.user_repository_hour} jobs of this repository within an hour, and "
+            f"`{CONFIG_PATH}` allows no more. Ask again later; until then I stay silent.",
+        ),
     ]
     return Decision(root=all_of("may be accepted now", reasons), flood=True)
 
@@ -178,6 +285,7 @@ def decide(
     unserved = " and ".join(f"`{name}`" for name in facts.unserved)
     reasons = [
         *access.root.because,
+        may_ask(facts),
         Reason(
             question="is the repository's configuration usable",
             ok=not facts.config_problem,

@@ -39,6 +39,16 @@ class Protection:
         return any(rule.covers(names, leads) for rule in self._rules)
 
 
+def matching(patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """Those of ``paths`` that one of ``patterns`` covers, in the way of :class:`Protection`."""
+    rules = [rule for rule in map(_rule, patterns) if rule]
+    return [
+        path
+        for path in paths
+        if any(rule.covers(tuple(_folded(part) for part in _parts(path)), False) for rule in rules)
+    ]
+
+
 @dataclass(frozen=True)
 class _Rule:
     """One pattern, name by name; None is ``**``."""

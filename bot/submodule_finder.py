@@ -22,6 +22,7 @@ from bot.facts import FactFinder, OtherRepository
 from bot.github import GitHub
 from bot.github_errors import Forbidden, NotFound, Unprocessable
 from bot.model import Job, Repo
+from bot.standing import at_least
 from bot.submodules import (
     FILE,
     MAX_BYTES,
@@ -40,7 +41,6 @@ from runners.mirrors import Mirrors
 log = structlog.get_logger(__name__)
 
 _READ = {"contents": "read"}
-_MAY_READ = {"read", "write", "admin"}
 _GITLINK = "160000"
 
 
@@ -191,7 +191,7 @@ class SubmoduleFinder:
         if not level.private:
             raise BadSubmodule(f"{other.full_name} is private, and this repository is public")
         asker = job.trigger.actor.login
-        if await self._facts.permission(repo, asker) not in _MAY_READ:
+        if not at_least(await self._facts.permission(repo, asker), "read"):
             raise BadSubmodule(f"@{asker}, who asked for this, may not read {other.full_name}")
 
     async def _token(self, repo: Repo, other: OtherRepository) -> str:
