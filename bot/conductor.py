@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 
 import structlog
 
+from bot.audit import Audit, operator
+from bot.audit_chain import AuditKind
 from bot.budget import limits_before, next_step, scopes, sentence, used_up
 from bot.capabilities import check_capabilities
 from bot.claims import queue_name
@@ -35,6 +37,7 @@ from bot.policy import (
     decide,
     throttle,
 )
+from bot.reasons import all_of
 from bot.render import render, waiting_words
 from bot.repo_config import PATH as CONFIG_PATH
 from bot.repo_config import RepoConfig, dump
@@ -60,9 +63,11 @@ class Conductor:
         facts: FactFinder,
         reporter: Reporter,
         ledger: Ledger,
+        audit: Audit,
         known_agents: tuple[str, ...],
     ) -> None:
         self.store = store
+        self.audit = audit
         self.reporter = reporter
         self.settings = settings
         self.scheduler = scheduler
@@ -102,13 +107,16 @@ class Conductor:
                 return None
             job = _new_job(job_id, request, choice, facts)
             job = job.evolve(thread_id=await self.store.thread_of(job))
+            reasons = [decision.root]
             decision = afford(await self._used_up(job, facts))
             if not decision.allowed:
                 await self._refuse(request.repo, request.number, request.trigger, decision)
                 return None
+            reasons.append(decision.root)
             async with self._admission:  # so that many at once do not all find the last place free
                 decision = await self._throttled(job)
-                fresh = decision.allowed and await self.store.add_job(job)
+                because = all_of("may be done", [*reasons, decision.root])
+                fresh = decision.allowed and await self.store.add_job(job, because=because)
             if not decision.allowed:
                 await self._refuse(request.repo, request.number, request.trigger, decision)
                 return None
@@ -135,7 +143,7 @@ class Conductor:
         if (silent and not jobs) or not await self._allowed(repo, number, trigger):
             return
         for job in jobs:
-            await self.stop_job(job, by=trigger.actor.login)
+            await self.stop_job(job, by=trigger.actor.login, trigger=trigger)
         if jobs:
             return  # each job's own comment says that it was cancelled
         await self.reporter.reply(
@@ -149,15 +157,24 @@ class Conductor:
     async def cancel_job(self, job: Job, trigger: Trigger) -> None:
         """Stop one job; its own comment tells that. Nothing happens when it has ended already."""
         if await self._allowed(job.repo, job.number, trigger):
-            await self.stop_job(job, by=trigger.actor.login)
+            await self.stop_job(job, by=trigger.actor.login, trigger=trigger)
 
-    async def stop_job(self, job: Job, *, by: str) -> bool:
+    async def stop_job(self, job: Job, *, by: str, trigger: Trigger | None = None) -> bool:
         """Cancel a waiting job now; ask the host of a running one to stop it (hosts look every two seconds).
 
-        False when it had ended before.
+        False when it had ended before. ``by``: what people are told; ``trigger``: None when the operator does it.
         """
         if not await self.store.request_cancel(job.id, by):
             return False
+        await self.audit.record(
+            AuditKind.job_cancelled,
+            actor=trigger.actor if trigger else operator(),
+            repo=job.repo,
+            number=job.number,
+            job_id=job.id,
+            delivery_id=trigger.delivery_id if trigger else None,
+            details={"event": trigger.event if trigger else "cli.cancel", "state": str(job.state)},
+        )
         log.info("cancel requested", by=by, **job.log_context())
         moved = await self.store.cancel_unowned(job.id)
         if moved is not None:
@@ -268,7 +285,7 @@ class Conductor:
     ) -> Job | None:
         by = trigger.actor.login
         event = f"{trigger.delivery_id}/{ordinal}"
-        answered = await self.store.answer(paused.id, words, by, event=event)
+        answered = await self.store.answer(paused.id, words, by, event=event, actor=trigger.actor)
         if answered is None:  # somebody was faster, or it has just been cancelled
             text = f"Job `{paused.id}` does not wait for an answer any more."
             await self.reporter.reply(paused.repo, number, trigger, text, ordinal=ordinal)
@@ -334,6 +351,15 @@ class Conductor:
     async def _refuse(self, repo: Repo, number: int, trigger: Trigger, decision: Decision) -> None:
         log.info(
             "refused", repo=repo.full_name, number=number, by=trigger.actor.login, reasons=decision.refusals
+        )
+        await self.audit.record(
+            AuditKind.job_refused,
+            actor=trigger.actor,
+            repo=repo,
+            number=number,
+            delivery_id=trigger.delivery_id,
+            decision=decision,
+            details={"event": trigger.event},
         )
         if decision.flood:
             # told to each person once an hour, wherever they ask: a flood must not be answered by another one

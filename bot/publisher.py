@@ -6,15 +6,17 @@ import asyncio
 import codecs
 import os
 import time
-from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import structlog
 
 from bot import repo_config
 from bot.api_commits import ApiCommits
+from bot.audit import CONDUCTOR, Audit
+from bot.audit_chain import AuditKind
 from bot.changes import ChangedFile, ChangeRules, Changes, check_changes, held_back, shown
 from bot.config import Settings
 from bot.errors import ConductorError, JobFailed
@@ -52,6 +54,7 @@ class Publisher:
         github: GitHub,
         reporter: Reporter,
         redactor: Redactor,
+        audit: Audit,
         lfs: LfsPublisher,
     ) -> None:
         self._settings = settings
@@ -59,6 +62,7 @@ class Publisher:
         self._github = github
         self._reporter = reporter
         self._redactor = redactor
+        self._audit = audit
         self._lfs = lfs
         self._signer: SshSigner | None = None
 
@@ -105,6 +109,7 @@ class Publisher:
         if held is not None:
             job = job.evolve(held_back=held.dump())
             await self._store.note(job.id, fence=attempt.fence, held_back=job.held_back)
+            await self._record(AuditKind.held_back, job, files=held.files, count=held.count)
             if tree == await quarantine.tree_of(repository, base):
                 return job
         await self._store.check_fence(job.id, attempt.fence)
@@ -122,9 +127,11 @@ class Publisher:
 
     async def open_pull(self, job: Job, *, title: str) -> int:
         """Open the pull request of the job's branch, or find the one that is there. Returns its number."""
-        return await self._reporter.pull_request(
+        number = await self._reporter.pull_request(
             job, title=title, base=job.base or "", closes=self._settings.close_issues
         )
+        await self._record(AuditKind.pull_opened, job, pull=number, base=job.base)
+        return number
 
     async def keep_large_files(self, job: Job, repository: Path) -> None:
         """Keep what of an attempt's LFS objects may be wanted later; its folder goes now."""
@@ -261,9 +268,10 @@ class Publisher:
         job = job.evolve(head_sha=sha)
         expected = job.base_sha if job.target is TargetKind.pull_request else None
         try:
-            # as late as possible: a newer attempt makes this one void
-            await self._store.check_fence(job.id, attempt.fence)
-            await commits.move(job.repo, branch, sha, expected=expected)
+            async with self._recorded(job, by="api", expected=expected):
+                # as late as possible: a newer attempt makes this one void
+                await self._store.check_fence(job.id, attempt.fence)
+                await commits.move(job.repo, branch, sha, expected=expected)
         except JobFailed:
             await self._store.note(job.id, fence=attempt.fence, head_sha=None)
             raise
@@ -294,21 +302,46 @@ class Publisher:
             fresh=True,
         )
         try:
-            # as late as possible: a newer attempt makes this one void
-            await self._store.check_fence(job.id, attempt.fence)
-            await quarantine.push(
-                repository,
-                url=f"{self._settings.github_url}/{job.repo.full_name}.git",
-                token=token.value,
-                sha=sha,
-                branch=job.branch,
-                expected=job.base_sha if job.target is TargetKind.pull_request else None,
-            )
+            expected = job.base_sha if job.target is TargetKind.pull_request else None
+            async with self._recorded(job, by="git", expected=expected):
+                # as late as possible: a newer attempt makes this one void
+                await self._store.check_fence(job.id, attempt.fence)
+                await quarantine.push(
+                    repository,
+                    url=f"{self._settings.github_url}/{job.repo.full_name}.git",
+                    token=token.value,
+                    sha=sha,
+                    branch=job.branch,
+                    expected=expected,
+                )
         finally:
             try:
                 await self._github.revoke(token)
             except ConductorError as error:
                 log.warning("a token was not revoked; it ends by itself within the hour", error=str(error))
+
+    @asynccontextmanager
+    async def _recorded(self, job: Job, *, by: str, expected: str | None) -> AsyncIterator[None]:
+        """A push: written down before anything leaves (raises AuditUnavailable), and again when it fails."""
+        # the branch moves on from `expected`, or is made: nothing is ever overwritten
+        await self._record(AuditKind.push, job, by=by, expected=expected, forced=False)
+        try:
+            yield
+        except ConductorError as error:
+            await self._record(AuditKind.push_failed, job, why=error.message)
+            raise
+
+    async def _record(self, kind: AuditKind, job: Job, **details: Any) -> None:
+        await self._audit.record(
+            kind,
+            actor=CONDUCTOR,
+            repo=job.repo,
+            number=job.number,
+            job_id=job.id,
+            delivery_id=job.trigger.delivery_id,
+            sha=job.head_sha,
+            details={"branch": job.branch} | details,
+        )
 
     def _message(self, job: Job, result: Result) -> str:
         title = quiet_line(oneline(result.title or job.title, 100))

@@ -11,6 +11,7 @@ import structlog
 from aiohttp import web
 
 from bot import __version__
+from bot.audit import Audit
 from bot.conductor import Conductor
 from bot.config import Settings
 from bot.database import create_engine, redacted_url, upgrade
@@ -94,8 +95,9 @@ async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[C
     dispatcher = Dispatcher(settings.redis_url)
     try:
         await upgrade(engine)
-        async with GitHub.from_settings(settings, on_token=redactor.add) as github:
-            store = Store(engine, Limits.of(settings))
+        audit = Audit(engine, redactor)
+        async with GitHub.from_settings(settings, on_token=redactor.add, on_mint=audit.minted) as github:
+            store = Store(engine, Limits.of(settings), audit=audit)
             conductor = Conductor(
                 settings=settings,
                 store=store,
@@ -103,6 +105,7 @@ async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[C
                 facts=FactFinder(github),
                 reporter=Reporter(github, store, redactor, may_allow=settings.egress_may_allow),
                 ledger=Ledger(engine),
+                audit=audit,
                 known_agents=known_agents(settings),
             )
             yield conductor, dispatcher

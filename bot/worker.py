@@ -10,6 +10,7 @@ from datetime import timedelta
 import structlog
 
 from bot import __version__
+from bot.audit import Audit
 from bot.config import Settings
 from bot.database import create_engine, upgrade
 from bot.facts import FactFinder
@@ -51,8 +52,9 @@ log = structlog.get_logger(__name__)
 async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Supervisor]:
     """Take and carry out jobs while the block runs. Containers go on when it ends; the next process adopts them."""
     settings.require("github_app_id", "github_private_key", "redis_url")
-    github = GitHub.from_settings(settings, on_token=redactor.add)
     engine = create_engine(settings.sql_url)
+    audit = Audit(engine, redactor)
+    github = GitHub.from_settings(settings, on_token=redactor.add, on_mint=audit.minted)
     dispatcher = Dispatcher(settings.redis_url)
     runner = create_runner(settings.runner, settings)
     llm = LlmProxy(settings, Ledger(engine))
@@ -73,7 +75,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
         await dispatcher.ping()
         await runner.check()
         async with github:
-            store = Store(engine, Limits.of(settings))
+            store = Store(engine, Limits.of(settings), audit=audit)
             scheduler = Scheduler(store, dispatcher)
             mirrors = Mirrors(settings.data_dir / "mirrors")
             facts = FactFinder(github)
@@ -84,6 +86,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                 github=github,
                 reporter=reporter,
                 redactor=redactor,
+                audit=audit,
                 lfs=LfsPublisher(github=github, remote=lfs_remote, cache=lfs_cache, redactor=redactor),
             )
             await publisher.signer()  # a key that cannot sign is told now, not at the end of a job

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bot.audit import operator
+from bot.audit_chain import AuditKind
 from bot.cli.run import config_option, fail, settings_from, with_redis
 from bot.config import Settings
 from bot.database import create_engine, upgrade
@@ -94,6 +96,15 @@ async def _retry(conductor: Conductor, job: Job) -> str:
         )
     # that person's rights and budgets count, as if they had asked again
     trigger = Trigger(delivery_id=f"cli-{uuid.uuid4()}", event="cli.retry", actor=job.trigger.actor)
+    await conductor.audit.record(
+        AuditKind.operator,
+        actor=operator(),
+        repo=job.repo,
+        number=job.number,
+        job_id=job.id,
+        delivery_id=trigger.delivery_id,  # what it causes has the same one
+        details={"command": "jobs retry", "in_the_name_of": job.trigger.actor.login},
+    )
     again = await conductor.retry_job(job, trigger)
     if again is None:
         raise ConductorError(
