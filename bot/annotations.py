@@ -18,6 +18,7 @@ BATCH = 50  # that GitHub takes with one request; further ones are added by furt
 MAX_ANNOTATIONS = 500  # of one check run: more are not read by anybody
 MAX_MESSAGE = 16_000  # characters; GitHub takes 64 KB
 MAX_TITLE = 255
+MAX_LINES = 20  # of hosts that could be allowed; the summary counts the rest
 LEVELS = frozenset({"notice", "warning", "failure"})
 
 
@@ -29,6 +30,7 @@ class Annotation:
     message: str
     start_line: int = 1
     end_line: int | None = None
+    column: int | None = None  # where it begins; GitHub takes columns for remarks on one line only
     level: str = "warning"  # one of LEVELS
     title: str = ""
 
@@ -45,6 +47,8 @@ class Annotation:
             "annotation_level": self.level,
             "message": self.message[:MAX_MESSAGE],
         }
+        if self.column is not None and values["end_line"] == self.start_line:
+            values |= {"start_column": self.column, "end_column": self.column}
         return values | ({"title": self.title[:MAX_TITLE]} if self.title else {})
 
 
@@ -71,7 +75,7 @@ def of_job(job: Job, blocked: Sequence[Blocked]) -> tuple[Annotation, ...]:
             )
             for file in held.files
         ]
-    for line in dict.fromkeys(entry.line for entry in blocked if entry.line):
+    for line in list(dict.fromkeys(entry.line for entry in blocked if entry.line))[:MAX_LINES]:
         found.append(
             Annotation(
                 path=CONFIG_PATH,

@@ -37,6 +37,8 @@ _STOPS = "`/agent cancel` stops it."
 
 def why(job: Job) -> str:
     """Why it did not succeed, as the rest of a sentence; "" when nothing is known of that, or nothing went wrong."""
+    if _unanswered(job):
+        return "nobody answered its question"
     return _WHY[job.failure] if job.failure is not None else ""
 
 
@@ -62,7 +64,7 @@ def next_step(job: Job) -> str:
         case JobState.succeeded:
             return _after_success(job)
     hint = _hint(job)
-    if "\n\n" in job.message and not job.message.endswith(hint):
+    if _unanswered(job) or ("\n\n" in job.message and not job.message.endswith(hint)):
         hint = ""  # the message ends with advice of its own, about this very case
     worked = job.phase not in _BEFORE_WORK
     if not hint:
@@ -70,6 +72,10 @@ def next_step(job: Job) -> str:
     if "/agent retry" not in hint:
         hint += " Then write `/agent retry`."
     return f"{hint} `/agent resume` goes on from where it stopped." if worked else hint
+
+
+def _unanswered(job: Job) -> bool:
+    return job.state is JobState.timed_out and bool(job.question) and job.answer is None
 
 
 def _hint(job: Job) -> str:
