@@ -161,6 +161,28 @@ class FactFinder:
         config = parse(own) if own is not None else RepoConfig()
         return under(self._server, merge(default, config) if default else config)
 
+    async def config_at(self, repo: Repo, sha: str) -> str | None:
+        """The text of the repository's configuration at a commit; None when it has none there.
+
+        Raises RepoConfigError when it is no plain text.
+        """
+        try:
+            url = path(
+                "/repos/{owner}/{repo}/contents/{+file}",
+                {"ref": sha},
+                owner=repo.owner,
+                repo=repo.name,
+                file=CONFIG_PATH,
+            )
+            return text_of(await self._github.installation(repo.installation_id).getitem(url))
+        except NotFound:
+            return None
+
+    async def with_default(self, repo: Repo, own: RepoConfig) -> RepoConfig:
+        """What would count if ``own`` stood on the default branch. Raises RepoConfigError as repo_config does."""
+        default = await self._organisation(repo)
+        return under(self._server, merge(default, own) if default else own)
+
     async def _config(self, repo: Repo) -> tuple[RepoConfig, str]:
         try:
             return await self.repo_config(repo), ""
