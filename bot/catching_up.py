@@ -63,9 +63,14 @@ class CatchingUp:
         reporter: Reporter,
         wanted: Wanted,
         take: Callable[[str, str | None], None],
+        round_seconds: float = ROUND,
+        after_failure: float = AFTER_FAILURE,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """``wanted``: actions of events that somebody handles; ``take`` works off what was stored."""
+        """``wanted``: actions of events that somebody handles; ``take`` works off what was stored.
+
+        ``clock`` tells the time of day; the rest as the constants of this module.
+        """
         self._log = delivery_log
         self._unanswered = unanswered
         self._inbox = inbox
@@ -74,6 +79,8 @@ class CatchingUp:
         self._reporter = reporter
         self._wanted = wanted
         self._take = take
+        self._round = round_seconds
+        self._after_failure = after_failure
         self._clock = clock
         self._started = False
         self._reading: AsyncGenerator[None, None] | None = None  # goes on where the round before ended
@@ -101,7 +108,7 @@ class CatchingUp:
                     return False
                 return await self._go_on()
         except (ConductorError, SQLAlchemyError, OSError) as error:
-            wait = AFTER_FAILURE
+            wait = self._after_failure
             if isinstance(error, RateLimited):
                 wait = max(wait, (error.until - datetime.now(UTC)).total_seconds())
             log.warning(
@@ -116,9 +123,9 @@ class CatchingUp:
             if not await self._is_time():
                 return False
             self._reading = self._read()
-        until = time.monotonic() + ROUND
+        until = time.monotonic() + self._round
         async for _ in self._reading:
-            if time.monotonic() > until:
+            if time.monotonic() >= until:
                 return True
         self._reading = None
         self._started = True
@@ -126,7 +133,7 @@ class CatchingUp:
 
     async def _is_time(self) -> bool:
         position = await self._cursors.get(CURSOR)
-        return not self._started or position is None or datetime.now(UTC) - position[1] >= EVERY
+        return not self._started or position is None or self._clock() - position[1] >= EVERY
 
     async def _drop(self) -> None:
         reading, self._reading = self._reading, None
