@@ -95,9 +95,14 @@ class _Handler(logging.StreamHandler[TextIO]):
     """The handler of :func:`configure`, which the next call replaces."""
 
 
+def harmless(text: str, control: re.Pattern[str] = _CONTROL) -> str:
+    """``text`` for a terminal: what that would obey is written out, as ``\\u001b``."""
+    return control.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def _safe(redactor: Redactor, control: re.Pattern[str]) -> Any:
     def safe(_logger: WrappedLogger, _method: str, line: EventDict | str) -> str:
-        return control.sub(lambda match: f"\\u{ord(match[0]):04x}", redactor.text(str(line)))
+        return harmless(redactor.text(str(line)), control)
 
     return safe
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bot import __version__
+from bot.cli.audit import audit
 from bot.cli.costs import costs
 from bot.cli.images import images
 from bot.cli.jobs import jobs
@@ -137,6 +138,7 @@ def demo(agent: str, runner: str, keep: bool) -> None:
         sys.exit(0 if keep else 130)
 
 
+main.add_command(audit)
 main.add_command(costs)
 main.add_command(images)
 main.add_command(jobs)
