@@ -96,7 +96,7 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 def harmless(text: str, control: re.Pattern[str] = _CONTROL) -> str:
-    """``text`` for a terminal: what that would obey is written out, as ``\\u001b``."""
+    """``text`` for a terminal: what that would obey is written out."""
     return control.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 

@@ -55,7 +55,7 @@ class LinkType(click.ParamType[Link]):
 
 @click.group()
 def audit() -> None:
-    r"""Read, check and hand out the audit trail: who did what, on what, and why it was allowed or refused.
+    """Read, check and hand out the audit trail: who did what, on what, and why it was allowed or refused.
 
     Every entry holds a hash over itself and the entry before it. So `verify` finds a changed, removed, inserted or
     moved entry. Nothing is ever deleted by itself.
@@ -68,7 +68,7 @@ def audit() -> None:
 
     Whoever owns the database could compute all hashes anew. Against that, note elsewhere what `verify` prints (or keep
     the log, which has it, on another machine), and give it back with --anchor.
-    """
+    """  # noqa: D301 - click wants a real backspace: "do not wrap this"
 
 
 def _filters(command: Command) -> Command:
