@@ -5,11 +5,11 @@ Of two decisions at once exactly one is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, select, true, update
+from sqlalchemy import ColumnElement, Row, Table, and_, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -17,12 +17,12 @@ from bot.audit import CONDUCTOR, Audit
 from bot.audit_chain import AuditKind
 from bot.model import Actor, Approval, ApprovalKind, ApprovalState, Repo
 from bot.policy import Decision
-from bot.schema import approvals
+from bot.schema import answers, approvals
 
 #: Which state may follow which. What was approved may turn out to be void before it is used; after that it stays.
 NEXT: Mapping[ApprovalState, frozenset[ApprovalState]] = {
     ApprovalState.pending: frozenset(ApprovalState) - {ApprovalState.pending},
-    ApprovalState.approved: frozenset({ApprovalState.refused, ApprovalState.stale, ApprovalState.withdrawn}),
+    ApprovalState.approved: frozenset({ApprovalState.stale, ApprovalState.withdrawn}),
 }
 _KINDS = {
     ApprovalState.approved: AuditKind.approval_granted,
@@ -159,11 +159,24 @@ class ApprovalStore:
         )
 
     async def settle(self, approval: Approval) -> bool:
-        """Whoever waits for the decision knows it."""
+        """Whoever has to know its state does: people by the comment, and the job that waits."""
         where = and_(approvals.c.id == approval.id, approvals.c.state == str(approval.state))
         return await self._update(where, settled_at=datetime.now(UTC))
 
+    async def distrust(self, review_id: int) -> None:
+        """Remember that somebody else than its author changed the text of a review."""
+        values = {"key": _distrusted(review_id), "said_at": datetime.now(UTC)}
+        async with self.engine.begin() as connection:
+            await connection.execute(self._new(answers).values(values).on_conflict_do_nothing())
+
     # --- questions
+
+    async def distrusted(self, review_ids: Collection[int]) -> frozenset[int]:
+        """Those of the reviews whose text somebody else changed."""
+        keys = {_distrusted(review_id): review_id for review_id in review_ids}
+        query = select(answers.c.key).where(answers.c.key.in_(list(keys)))
+        async with self.engine.connect() as connection:
+            return frozenset(keys[row.key] for row in await connection.execute(query))
 
     async def approval(self, approval_id: str) -> Approval | None:
         """The approval, or None."""
@@ -196,30 +209,25 @@ class ApprovalStore:
         return await self._all(true(), limit)
 
     async def unsettled(self, before: datetime) -> list[Approval]:
-        """What was decided before that moment, or had ended by itself, and whoever waits for it may not know."""
-        ended = [
-            str(state) for state in (ApprovalState.approved, ApprovalState.refused, ApprovalState.expired)
-        ]
-        return await self._all(
-            and_(
-                approvals.c.state.in_(ended),
-                approvals.c.settled_at.is_(None),
-                approvals.c.decided_at < before,
-            )
+        """What was asked, decided or ended before that moment, and whoever has to know it may not."""
+        since = or_(
+            and_(_pending(), approvals.c.asked_at < before),
+            and_(~_pending(), approvals.c.decided_at < before),
         )
+        return await self._all(and_(approvals.c.settled_at.is_(None), since))
 
     # --- rows
 
     async def _insert(self, connection: AsyncConnection, approval: Approval) -> bool:
-        # the same words in both dialects, but two classes; also the index of one pending a job is a conflict
-        values = _values(approval)
-        if connection.dialect.name == "postgresql":
-            done = await connection.execute(
-                postgresql.insert(approvals).values(values).on_conflict_do_nothing()
-            )
-        else:
-            done = await connection.execute(sqlite.insert(approvals).values(values).on_conflict_do_nothing())
+        # a second one that is pending for the same job is a conflict, too: there is an index for that
+        done = await connection.execute(
+            self._new(approvals).values(_values(approval)).on_conflict_do_nothing()
+        )
         return done.rowcount == 1
+
+    def _new(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """An INSERT that knows ON CONFLICT: the same words in both dialects, but two classes."""
+        return postgresql.insert(table) if self.engine.dialect.name == "postgresql" else sqlite.insert(table)
 
     async def _move(
         self, connection: AsyncConnection, approval: Approval, to: ApprovalState, **changes: Any
@@ -254,6 +262,10 @@ class ApprovalStore:
         query = select(approvals).where(where).order_by(approvals.c.asked_at.desc(), approvals.c.id)
         async with self.engine.connect() as connection:
             return [_approval(row) for row in await connection.execute(query.limit(limit))]
+
+
+def _distrusted(review_id: int) -> str:
+    return f"altered-review:{review_id}"
 
 
 def _pending() -> ColumnElement[bool]:

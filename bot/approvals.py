@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from bot.model import Actor, ApprovalState
+from bot.model import Actor, ApprovalKind, ApprovalState
 from bot.policy import Decision
 from bot.reasons import Reason, all_of
+from bot.repo_config import RepoConfig
 from bot.repo_rules import Entitled, People
 from bot.standing import Standing, entitled, whom
 
@@ -81,6 +82,19 @@ class ApprovalPolicy:
         permission = next((name for name in ("admin", "maintain") if name in wanted), "write")
         people = ", who must also be one of ".join(dict.fromkeys(named))
         return f"{people or 'anybody'}, with {permission} access"
+
+
+def policy_for(config: RepoConfig, kind: ApprovalKind | None, owner: str) -> ApprovalPolicy:
+    """Who decides about a question of ``kind``; None: about a pull request as a whole.
+
+    Raises nothing: ``config`` is what counts, the operator's settings already merged into it.
+    """
+    who = config.who
+    if kind is None:
+        final_rule = config.approvals.final
+        return ApprovalPolicy(rules=(who.may_approve, final_rule), required=final_rule.required, owner=owner)
+    rules = (who.may_approve, who.may_spend) if kind is ApprovalKind.budget else (who.may_approve,)
+    return ApprovalPolicy(rules=rules, owner=owner)
 
 
 @dataclass(frozen=True, kw_only=True)

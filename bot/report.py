@@ -263,6 +263,10 @@ class Reporter:
         body = self._clean(render("comments/reply.md.j2", marker=mark, text=text))
         await self._upsert_comment(repo, number, mark, body, known=None)
 
+    async def comment(self, repo: Repo, number: int, mark: str, body: str) -> int:
+        """Write the one comment of ours that has the hidden line ``mark``, or edit it; returns its id."""
+        return await self._upsert_comment(repo, number, mark, self._clean(body), known=None)
+
     async def react(self, repo: Repo, number: int, trigger: Trigger, content: str) -> None:
         """Put a reaction on what triggered us. Best effort: a reaction is never worth a failed job.
 

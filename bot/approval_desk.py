@@ -1,0 +1,554 @@
+"""Where people's decisions are asked for and come in: the one thing that acts on reviews for approvals.
+
+Whatever an event says, GitHub is asked anew, and once more at the moment of use. Every method may be repeated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol
+
+import structlog
+
+from bot.approval_store import ApprovalStore
+from bot.approval_writer import ApprovalWriter
+from bot.approvals import (
+    ApprovalPolicy,
+    Review,
+    ReviewState,
+    Subject,
+    Tally,
+    Verdict,
+    policy_for,
+    tally,
+    weigh,
+)
+from bot.errors import ConductorError, GitHubUnavailable
+from bot.events import Event
+from bot.github import GitHub
+from bot.github_errors import GitHubError
+from bot.model import Actor, Approval, ApprovalKind, ApprovalState, Job, JobState, Repo
+from bot.repo_config import of as config_of
+from bot.repo_rules import People
+from bot.reviews import Reviewed, ReviewFinder
+from bot.standing import team_name
+from bot.store import Store
+
+log = structlog.get_logger(__name__)
+
+#: Of a job whose agent waits, what it asked ends with it. A plan, and what was held back, outlive theirs.
+_WAITED_FOR = frozenset({ApprovalKind.network, ApprovalKind.budget, ApprovalKind.path, ApprovalKind.text})
+_IN_VAIN = frozenset({JobState.cancelled, JobState.failed, JobState.timed_out, JobState.lost})
+#: What the job has to know, and not only people.
+_MATTERS = frozenset({ApprovalState.approved, ApprovalState.refused, ApprovalState.expired})
+#: Younger than this, whoever made the change is still at telling it.
+SETTLING = timedelta(seconds=30)
+#: Events whose actor gave feedback and did not ask for the work.
+_FEEDBACK = "pull_request_review."
+
+
+class ApprovalVoid(ConductorError):
+    """What was approved does not hold now: the review is gone or changed, or the branch has moved."""
+
+
+class Outcome(Protocol):
+    """What happens then. Each may be called more than once for the same approval."""
+
+    async def approved(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
+        """Somebody said yes: start the planned work, or answer the job with ``words``."""
+
+    async def refused(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
+        """Somebody said no: revise the plan, or answer the job with ``words``."""
+
+    async def lapsed(self, approval: Approval, job: Job) -> None:
+        """Nobody decided in time (``expired``), or a yes that was told before does not hold any more (``stale``)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Count:
+    """All that is known about one question at one moment."""
+
+    approval: Approval
+    reviewed: Reviewed
+    subject: Subject
+    policy: ApprovalPolicy
+    votes: Tally
+
+
+class ApprovalDesk:
+    """Asks, decides, expires, reminds."""
+
+    def __init__(
+        self,
+        *,
+        github: GitHub,
+        store: Store,
+        approvals: ApprovalStore,
+        reviews: ReviewFinder,
+        writer: ApprovalWriter,
+        outcome: Outcome | None = None,
+    ) -> None:
+        """``outcome`` may be left out where only :meth:`ask`, :meth:`use` and :meth:`withdraw` are called."""
+        self.approvals = approvals
+        self.outcome = outcome
+        self._github = github
+        self._store = store
+        self._reviews = reviews
+        self._writer = writer
+
+    # --- asking
+
+    async def ask(
+        self,
+        job: Job,
+        kind: ApprovalKind,
+        subject: str,
+        *,
+        sha: str,
+        pull_number: int,
+        details: Mapping[str, Any] | None = None,
+    ) -> Approval:
+        """Ask people about ``subject`` (Markdown), bound to ``sha``, which is the head of the pull request.
+
+        What the job asked before and nobody has decided is withdrawn. The comment and the requests for reviews are
+        made good by :meth:`settle` when GitHub does not take them now. Raises AuditUnavailable.
+        """
+        before = await self.approvals.pending_of(job.id)
+        if before is not None and (before.kind, before.sha, before.subject) == (kind, sha, subject):
+            return before
+        if before is not None:
+            await self._end(before, ApprovalState.withdrawn, why="the job asks something else now")
+        config = config_of(job)
+        now = datetime.now(UTC)
+        approval = Approval(
+            id=f"p{secrets.token_hex(6)}",
+            kind=kind,
+            job_id=job.id,
+            repo=job.repo,
+            pull_number=pull_number,
+            subject=subject,
+            details={**(details or {}), "commit": sha},
+            sha=sha,
+            state=ApprovalState.pending,
+            asked_at=now,
+            expires_at=now + timedelta(seconds=config.approvals.expires),
+        )
+        if not await self.approvals.ask(approval):
+            asked = await self.approvals.pending_of(job.id)
+            if asked is None:
+                raise ConductorError("Somebody decided at this very moment.", "Ask again.")
+            return asked
+        log.info("asked for an approval", approval=approval.id, kind=str(kind), **job.log_context())
+        await self._tell(approval, job)
+        return approval
+
+    async def withdraw(self, job_id: str) -> None:
+        """The job ended: what it waits for need not be decided, and what was approved is not to be used."""
+        for approval in await self.approvals.of_job(job_id):
+            if approval.state is ApprovalState.pending or _unused(approval):
+                await self._end(approval, ApprovalState.withdrawn, why="its job ended")
+
+    # --- deciding
+
+    async def reviewed(self, event: Event) -> bool:
+        """A review was submitted, edited or dismissed. Whether it was about a question (and is no mere feedback)."""
+        review = event.review
+        if review is None:
+            return False
+        if event.action == "edited" and (review.author is None or review.author.id != event.actor.id):
+            await self.approvals.distrust(review.id)
+        here = await self.approvals.on(event.repo.id, event.number)
+        concerned = False
+        for approval in here:
+            if approval.state is ApprovalState.pending:
+                concerned = await self._consider(_now_called(approval, event.repo), event) or concerned
+            elif _unused(approval):
+                await self._recheck(_now_called(approval, event.repo), event.delivery_id)
+                concerned = concerned or approval.review_id == review.id
+        if not concerned and event.action == "submitted":
+            late = next((one for one in here if one.sha == review.commit_id), None)
+            if late is not None and late.review_id == review.id:
+                concerned = True  # the same event again
+            elif late is not None and late.state not in (ApprovalState.pending, ApprovalState.stale):
+                concerned = await self._too_late(_now_called(late, event.repo), event)
+        return concerned
+
+    async def pushed(self, repo: Repo, number: int) -> None:
+        """The head of a pull request may have moved: what is asked there is asked anew, about the new head."""
+        for approval in await self.approvals.on(repo.id, number):
+            if approval.state is ApprovalState.pending:
+                head, is_open = await self._reviews.head(repo, number)
+                if is_open and head != approval.sha:
+                    await self._ask_anew(_now_called(approval, repo), head)
+            elif _unused(approval):
+                await self._recheck(_now_called(approval, repo))
+
+    async def decide_as_operator(
+        self, approval_id: str, *, yes: bool, reason: str, operator: str
+    ) -> Approval:
+        """An operator on the host decides in place of a review. Raises ConductorError unless it is pending."""
+        approval = await self.approvals.approval(approval_id)
+        if approval is None:
+            raise ConductorError(
+                f"There is no approval {approval_id!r}.", "`conductor approvals` lists what waits."
+            )
+        if approval.state is not ApprovalState.pending:
+            by = f" by {approval.decided_by}" if approval.decided_by else ""
+            raise ConductorError(
+                f"Approval {approval.id} is not pending: it is {approval.state}{by}.",
+                "`conductor approvals` lists what waits.",
+            )
+        head, is_open = await self._reviews.head(approval.repo, approval.pull_number)
+        if not is_open:
+            raise ConductorError(
+                f"Pull request #{approval.pull_number} is closed.", "Reopen it, then decide again."
+            )
+        if head != approval.sha:
+            await self._ask_anew(approval, head)
+            raise ConductorError(
+                f"The branch has moved to {head}, so it was asked anew.",
+                "Look at that, then decide about the new one: `conductor approvals`.",
+            )
+        to = ApprovalState.approved if yes else ApprovalState.refused
+        decided = await self.approvals.decide(approval, to, by=operator, words=reason)
+        if decided is None:
+            raise ConductorError(
+                "Somebody else decided at this very moment.", "`conductor approvals` shows it."
+            )
+        await self._settle(decided)
+        return decided
+
+    # --- using
+
+    async def use(self, approval_id: str) -> Approval:
+        """Check once more, right before what was approved is done, and write down that it is.
+
+        Raises ApprovalVoid when it does not hold (any more), GitHubUnavailable when nobody can tell now, and
+        AuditUnavailable. What was used before may be used again: the same thing, after a crash.
+        """
+        approval = await self.approvals.approval(approval_id)
+        if approval is None:
+            raise ApprovalVoid(f"There is no approval {approval_id}.", "Write `/agent retry`.")
+        if approval.used_at is not None:
+            return approval
+        if approval.state is not ApprovalState.approved:
+            raise ApprovalVoid(f"This was not approved: it is {approval.state}.", "Write `/agent retry`.")
+        why, count = await self._why_void(approval)
+        if why:
+            await self._end(approval, ApprovalState.stale, why=why, count=count)
+            raise _void(why)
+        used = await self.approvals.use(approval, because=count.votes.decision if count else None)
+        if used is None:
+            raise _void("Somebody took it back at this very moment.")
+        return used
+
+    # --- housekeeping
+
+    async def settle(self) -> None:
+        """Expire, remind, tell what nobody was told. Safe to do from any number of servers."""
+        now = datetime.now(UTC)
+        for approval in await self.approvals.unsettled(now - SETTLING):
+            await self._settle(approval)
+        for approval in await self.approvals.pending():
+            try:
+                await self._look_after(approval, now)
+            except GitHubUnavailable:
+                raise
+            except GitHubError as error:  # about this one only: the others must not wait for it
+                log.warning("approval not looked after", approval=approval.id, error=str(error))
+
+    async def _look_after(self, approval: Approval, now: datetime) -> None:
+        job = await self._store.job(approval.job_id)
+        if job is None or job.state in _IN_VAIN or (job.state.final and approval.kind in _WAITED_FOR):
+            await self._end(approval, ApprovalState.withdrawn, why="its job ended")
+            return
+        remind = config_of(job).approvals.remind
+        late = now >= approval.expires_at
+        due = remind and approval.reminded_at is None and now >= approval.asked_at + timedelta(seconds=remind)
+        if not late and not due:
+            return
+        try:
+            await self._consider(approval, None)  # the event of a review may have been lost
+        except GitHubError as error:
+            if not late:
+                raise
+            log.warning("not looked at once more", approval=approval.id, error=str(error))
+        now_is = await self.approvals.approval(approval.id)
+        if now_is is None or now_is.state is not ApprovalState.pending:
+            return
+        if late:
+            ended = await self.approvals.end(approval, ApprovalState.expired, why="nobody decided in time")
+            if ended is not None:
+                await self._settle(ended)
+        elif await self.approvals.remind(approval):
+            users, _ = await self._whom(job)
+            await self._writer.remind(approval, list(dict.fromkeys([job.trigger.actor.login, *users]))[:10])
+
+    # --- answers to people
+
+    async def explain(self, repo: Repo, number: int) -> str:
+        """What to tell somebody who wants to decide by a comment: where to click."""
+        pending = await self.approvals.pending_on(repo.id, number)
+        pull = None
+        for job in await self._store.jobs_on(repo.id, number):
+            waits = await self.approvals.pending_of(job.id)
+            if waits is not None and all(waits.id != one.id for one in pending):
+                pending.append(waits)
+            pull = pull or job.pull_number
+        return self._writer.where_to_click(repo, pending, pull)
+
+    # --- inside
+
+    async def _consider(self, approval: Approval, event: Event | None) -> bool:
+        """Count all reviews. Whether that, or the event's review by itself, was about the question."""
+        job = await self._store.job(approval.job_id)
+        if job is None:
+            return False
+        count = await self._count(approval, job, event)
+        if count.reviewed.pull.open and count.reviewed.pull.head_sha != approval.sha:
+            await self._ask_anew(approval, count.reviewed.pull.head_sha)
+            return False
+        review_id = event.review.id if event and event.review else 0
+        if count.votes.verdict in (Verdict.approved, Verdict.refused):
+            yes = count.votes.verdict is Verdict.approved
+            deciding = count.votes.approvals if yes else count.votes.refusals
+            chosen = next((one for one in deciding if one.review.id == review_id), deciding[-1]).review
+            if chosen.author is None:
+                raise ValueError("a review of nobody was counted")
+            decided = await self.approvals.decide(
+                approval,
+                ApprovalState.approved if yes else ApprovalState.refused,
+                by=chosen.author,
+                because=count.votes.decision,
+                # what others wrote into a refusal does not come from the reviewer
+                words="" if chosen.altered else chosen.body,
+                review_id=chosen.id,
+                delivery_id=event.delivery_id if event else None,
+            )
+            if decided is not None:
+                log.info("decided", approval=approval.id, state=str(decided.state), by=decided.decided_by)
+                await self._settle(decided)
+            return any(one.review.id == review_id for one in deciding)
+        if event is not None and event.action == "submitted":
+            ignored = next((one for one in count.votes.ignored if one.review.id == review_id), None)
+            if ignored is not None:
+                await self._explain_no(
+                    approval, ignored.review, ignored.decision.refusals, ignored.decision.silent
+                )
+                return True
+            return any(one.review.id == review_id for one in count.votes.approvals)
+        return False
+
+    async def _too_late(self, approval: Approval, event: Event) -> bool:
+        """A review of what was decided before: say so. A late request for changes is feedback like any other."""
+        job, review_id = await self._store.job(approval.job_id), event.review.id if event.review else 0
+        if job is None:
+            return False
+        count = await self._count(approval, job, event)
+        review = next((one for one in count.reviewed.reviews if one.id == review_id), None)
+        if review is None or review.author is None or review.state is not ReviewState.approved:
+            return False
+        person = count.reviewed.people.get(review.author.id)
+        if person is not None:
+            weighed = weigh(review, person, count.subject, count.reviewed.pull, count.policy)
+            await self._explain_no(approval, review, weighed.decision.refusals[:1], weighed.decision.silent)
+        return True
+
+    async def _explain_no(
+        self, approval: Approval, review: Review, sentences: list[str], silent: bool
+    ) -> None:
+        log.info(
+            "review does not count", approval=approval.id, review=review.id, by=review.login, why=sentences
+        )
+        if silent:
+            return
+        try:
+            await self._writer.not_counted(approval, review.id, review.login, sentences)
+        except GitHubUnavailable:
+            raise
+        except GitHubError as error:
+            log.warning("not told", approval=approval.id, error=str(error))
+
+    async def _recheck(self, approval: Approval, delivery_id: str | None = None) -> None:
+        """What was approved and not used yet: does it still hold?"""
+        why, count = await self._why_void(approval)
+        if why:
+            log.info("approval is void", approval=approval.id, why=why, delivery=delivery_id)
+            await self._end(approval, ApprovalState.stale, why=why, count=count)
+
+    async def _why_void(self, approval: Approval) -> tuple[str, _Count | None]:
+        """Why what was approved does not hold now; "" when it does."""
+        job = await self._store.job(approval.job_id)
+        if job is None:
+            return "Its job is gone.", None
+        if approval.decided_by_id is None:  # by an operator, who submits no review
+            head, is_open = await self._reviews.head(approval.repo, approval.pull_number)
+            if not is_open:
+                return "The pull request was closed.", None
+            return ("" if head == approval.sha else f"The branch has moved to `{head[:12]}`."), None
+        # as if nobody had decided yet, and nobody were late: the time to decide was over after that
+        asked = dataclasses.replace(approval, state=ApprovalState.pending)
+        count = await self._count(asked, job, None)
+        pull, votes = count.reviewed.pull, count.votes
+        chosen = next((one for one in count.reviewed.reviews if one.id == approval.review_id), None)
+        if not pull.open:
+            return "The pull request was closed.", count
+        if pull.head_sha != approval.sha:
+            return f"The branch has moved to `{pull.head_sha[:12]}`.", count
+        if chosen is None or chosen.state is ReviewState.dismissed:
+            return f"The review of {approval.decided_by} was dismissed.", count
+        if chosen.body != approval.words:
+            return f"The review of {approval.decided_by} was edited after it had decided.", count
+        if votes.refusals:
+            return f"{votes.refusals[-1].review.login} requested changes.", count
+        if votes.verdict is not Verdict.approved:
+            sentences = [said for one in votes.ignored for said in one.decision.refusals]
+            return " ".join(sentences[:1]) or "An approval is missing.", count
+        return "", count
+
+    async def _count(self, approval: Approval, job: Job, event: Event | None) -> _Count:
+        policy = policy_for(config_of(job), approval.kind, approval.repo.owner)
+        jobs = [job, *await self._store.jobs_on(approval.repo.id, approval.pull_number)]
+        made = {one.head_sha for one in jobs if one.head_sha}
+        # where a question was put into an empty commit: not where it moved to since
+        made |= {
+            str(one.details.get("commit"))
+            for one in await self.approvals.on(approval.repo.id, approval.pull_number)
+        }
+        reviewed = await self._reviews.reviewed(approval.repo, approval.pull_number, policy.rules, ours=made)
+        distrusted = await self.approvals.distrusted([one.id for one in reviewed.reviews])
+        reviews = tuple(
+            dataclasses.replace(one, altered=one.id in distrusted or _differs(one, event))
+            for one in reviewed.reviews
+        )
+        reviewed = dataclasses.replace(reviewed, reviews=reviews)
+        subject = Subject(
+            sha=approval.sha,
+            askers=askers_of(jobs),
+            bot_id=(await self._github.identity()).user_id,
+            state=approval.state,
+            expires_at=approval.expires_at,
+        )
+        votes = tally(reviews, reviewed.people, subject, reviewed.pull, policy)
+        return _Count(approval=approval, reviewed=reviewed, subject=subject, policy=policy, votes=votes)
+
+    async def _ask_anew(self, old: Approval, head: str) -> None:
+        """The same question about the new head: nobody has seen that yet."""
+        new = dataclasses.replace(
+            old,
+            id=f"p{secrets.token_hex(6)}",
+            sha=head,
+            asked_at=datetime.now(UTC),
+            reminded_at=None,
+            settled_at=None,
+        )
+        if not await self.approvals.ask_anew(old, new):
+            return
+        log.info("asked anew", approval=new.id, before=old.id, sha=head)
+        stale = await self.approvals.approval(old.id)
+        for one in (stale, new):
+            if one is not None:
+                await self._settle(one)
+
+    async def _end(
+        self, approval: Approval, to: ApprovalState, *, why: str, count: _Count | None = None
+    ) -> None:
+        because = count.votes.decision if count else None
+        ended = await self.approvals.end(approval, to, why=why, because=because)
+        if ended is not None:
+            await self._settle(ended, why=why)
+
+    async def _settle(self, approval: Approval, *, why: str = "") -> None:
+        """Tell the job that waits, then people; remember that both were told. What fails is done by :meth:`settle`."""
+        job = await self._store.job(approval.job_id)
+        if job is None:
+            return
+        voided = approval.state is ApprovalState.stale and approval.decided_by is not None
+        matters = voided or approval.state in _MATTERS
+        if matters and self.outcome is None:
+            await self._show(approval, job, why=why)
+            return  # the rest is a server's
+        if self.outcome is not None:
+            if approval.state is ApprovalState.approved:
+                await self.outcome.approved(approval, job, _by(approval), approval.words)
+            elif approval.state is ApprovalState.refused:
+                await self.outcome.refused(approval, job, _by(approval), approval.words)
+            elif matters:
+                await self.outcome.lapsed(approval, job)
+        await self._tell(approval, job, why=why)
+
+    async def _tell(self, approval: Approval, job: Job, *, why: str = "") -> None:
+        if not await self._show(approval, job, why=why):
+            return
+        if approval.state is ApprovalState.pending:
+            users, teams = await self._whom(job)
+            await self._writer.request(approval.repo, approval.pull_number, users, teams)
+        await self.approvals.settle(approval)
+
+    async def _show(self, approval: Approval, job: Job, *, why: str) -> bool:
+        policy = policy_for(config_of(job), approval.kind, approval.repo.owner)
+        try:
+            await self._writer.show(approval, job, policy, why=why)
+        except GitHubUnavailable as error:
+            log.warning("not told yet", approval=approval.id, error=str(error))
+            return False
+        except GitHubError as error:  # the pull request is gone, or locked: it will not be better later
+            log.warning("not told", approval=approval.id, error=str(error))
+        return True
+
+    async def _whom(self, job: Job) -> tuple[list[str], list[str]]:
+        """Whose reviews to request: users, and slugs of teams of the repository's owner. Never who asked."""
+        config = config_of(job)
+        rule: People = config.approvals.request
+        if rule.anybody:
+            rule = config.who.may_approve
+        return requested(rule, job.repo, {job.trigger.actor.login})
+
+
+def requested(rule: People, repo: Repo, without: set[str]) -> tuple[list[str], list[str]]:
+    """Users and team slugs that a rule names, as GitHub takes them for requests of a review."""
+    left_out = {login.lower() for login in without}
+    names = [team_name(team, repo.owner).partition("/") for team in rule.teams]
+    return (
+        [user for user in rule.users if user.lower() not in left_out],
+        # teams of another organisation cannot be asked here
+        [slug for owner, _, slug in names if owner == repo.owner.lower()],
+    )
+
+
+def askers_of(jobs: list[Job]) -> frozenset[int]:
+    """Who asked for the work of ``jobs``: not those whose review was feedback on it."""
+    return frozenset(job.trigger.actor.id for job in jobs if not job.trigger.event.startswith(_FEEDBACK))
+
+
+def _unused(approval: Approval) -> bool:
+    return approval.state is ApprovalState.approved and approval.used_at is None
+
+
+def _differs(review: Review, event: Event | None) -> bool:
+    """Whether the text of the event's review was changed since: its own event comes, and says by whom."""
+    told = event.review if event else None
+    return told is not None and told.id == review.id and told.body != review.body
+
+
+def _now_called(approval: Approval, repo: Repo) -> Approval:
+    """The repository by the name that it has now, and the installation that it belongs to now."""
+    return dataclasses.replace(approval, repo=repo)
+
+
+def _by(approval: Approval) -> Actor:
+    """Who decided; an operator has no account."""
+    known = approval.decided_by_id is not None
+    return Actor(
+        login=approval.decided_by or "", id=approval.decided_by_id or 0, type="User" if known else "Operator"
+    )
+
+
+def _void(why: str) -> ApprovalVoid:
+    return ApprovalVoid(
+        f"What was approved does not hold any more. {why}", "Write `/agent retry` to ask for it again."
+    )
