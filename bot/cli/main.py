@@ -21,7 +21,7 @@ from bot.errors import ConductorError
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="conductor")
 def main() -> None:
-    r"""Agent Conductor: coding agents for your GitHub repositories, on your own machines.
+    """Agent Conductor: coding agents for your GitHub repositories, on your own machines.
 
     Somebody labels an issue `agent` or writes `/agent fix this` in a comment; a coding agent works on it in a locked
     container; the bot opens a pull request and tells how it went.
@@ -32,7 +32,7 @@ def main() -> None:
     Several machines:            conductor serve   and, on each host,   conductor worker
 
     Settings come from CONDUCTOR_* variables and conductor.toml; deploy/conductor.example.toml explains each.
-    """
+    """  # noqa: D301 - click wants a real backspace
 
 
 @main.command()
