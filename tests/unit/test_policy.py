@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bot.model import Actor, Repo, Request, TargetKind, Trigger
-from bot.policy import Facts, Limits, Load, Rules, authorize, choose, decide, throttle
+from bot.model import Actor, JobKind, Repo, Request, TargetKind, Trigger
+from bot.policy import Facts, Limits, Load, Rules, authorize, choose, decide, plan_first, throttle
 from bot.repo_config import RepoConfig, parse
 
 RULES = Rules(
@@ -22,7 +22,7 @@ def facts(**changes: object) -> Facts:
     return Facts(**{"actor": MARIA, "permission": "write", "app_user_id": 99} | changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("permission", ["write", "admin"])
+@pytest.mark.parametrize("permission", ["write", "maintain", "admin"])
 def test_who_may_write_may_start(permission: str) -> None:
     assert decide(RULES, facts(permission=permission), agent="claude").allowed
 
@@ -63,6 +63,20 @@ def test_bots_are_refused_without_a_word_whatever_they_may(actor: Actor) -> None
         ({"config": parse("limits: {timeout: 10m}")}, {"timeout": 601}, "at most 600"),
         ({"config_problem": "line 3, column 1: no"}, {"agent": "none"}, "line 3, column 1"),
         ({"unserved": ("gpu", "large")}, {}, "No worker host serves `gpu` and `large`"),
+        ({"config": parse("who: {may_ask: {users: [joe]}}")}, {}, "Only `joe` may do that"),
+        ({"config": parse("who: {may_ask: {teams: [core]}}")}, {}, "Only the team `core` may do that"),
+        (
+            {
+                "config": parse("who: {may_ask: {teams: [core]}}"),
+                "unknown_teams": frozenset({"acme/core"}),
+                "account": "acme",
+            },
+            {},
+            "could not find out",
+        ),
+        ({"config": parse("who: {may_ask: {codeowners: true}}")}, {}, "Only the code owners"),
+        ({"config": parse("who: {may_ask: {codeowners: true}}"), "code_owner": None}, {}, "try again later"),
+        ({"config": parse("who: {may_ask: {permission: maintain}}")}, {}, "needs maintain access"),
     ],
 )
 def test_each_other_reason_to_refuse(
@@ -115,6 +129,14 @@ def test_what_is_asked_for_comes_before_the_repository_and_that_before_the_serve
         (Limits(user_hour=3, queued=3), Load(user_hour=2, queued=2), []),
         (Limits(user_hour=3), Load(user_hour=3), ["asked for 3 jobs within an hour"]),
         (Limits(queued=3), Load(queued=4), ["4 jobs of this repository wait already"]),
+        (Limits(repository_hour=3), Load(repository_hour=3), ["3 jobs of this repository were asked for"]),
+        (Limits(repository_hour=3), Load(repository_hour=2), []),
+        (
+            Limits(user_repository_hour=3),
+            Load(user_repository_hour=3),
+            ["asked for 3 jobs of this repository"],
+        ),
+        (Limits(user_repository_hour=3), Load(user_repository_hour=2, user_hour=9), []),
     ],
 )
 def test_nobody_may_ask_for_more_than_the_limits(limits: Limits, load: Load, says: list[str]) -> None:
@@ -124,6 +146,60 @@ def test_nobody_may_ask_for_more_than_the_limits(limits: Limits, load: Load, say
     assert [part in sentence for part, sentence in zip(says, decision.refusals, strict=True)] == [True] * len(
         says
     )
+
+
+@pytest.mark.parametrize("suspended", [True, None])
+def test_a_suspended_account_may_nothing_whatever_its_rights(suspended: bool | None) -> None:
+    decision = authorize(facts(permission="admin", suspended=suspended))
+    assert not decision.allowed
+    assert len(decision.refusals) == 1
+    assert ("suspended" in decision.refusals[0]) is (suspended is True)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ("who: {may_ask: {users: [Maria]}}", {}),
+        ("who: {may_ask: {teams: [core]}}", {"teams": frozenset({"acme/core"}), "account": "acme"}),
+        ("who: {may_ask: {codeowners: true}}", {"code_owner": True}),
+        ("who: {may_ask: {permission: maintain}}", {"permission": "maintain"}),
+        ("who: {may_approve: {users: [joe]}}", {}),  # that is another question
+    ],
+)
+def test_who_is_named_may_start(config: str, changes: dict[str, object]) -> None:
+    assert decide(RULES, facts(config=parse(config), **changes), agent="claude").allowed
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "kind", "needed"),
+    [
+        ("", {}, JobKind.task, False),
+        ("approvals: {plan: always}", {}, JobKind.task, True),
+        ("approvals: {plan: always}", {}, JobKind.ask, False),
+        ("approvals: {plan: always}", {}, JobKind.plan, False),
+        ("approvals: {plan: {labels: [Risky]}}", {"labels": ("agent", "risky")}, JobKind.task, True),
+        ("approvals: {plan: {labels: [risky]}}", {"labels": ("agent",)}, JobKind.task, False),
+        ("approvals: {plan: {paths: ['db/**']}}", {"paths": ("a", "DB/x.sql")}, JobKind.task, True),
+        ("approvals: {plan: {paths: ['db/**']}}", {"paths": ("a",)}, JobKind.task, False),
+        ("approvals: {plan: {paths: ['db/**']}}", {"paths_complete": False}, JobKind.task, True),
+    ],
+)
+def test_when_a_plan_comes_first(
+    config: str, changes: dict[str, object], kind: JobKind, needed: bool
+) -> None:
+    assert plan_first(facts(config=parse(config), **changes), kind).ok is needed
+
+
+def test_the_lower_limit_counts() -> None:
+    own = parse("limits: {user_hour: 2, repository_hour: 9}").limits
+    assert Limits(repository_hour=5).within(own).repository_hour == 5
+    assert Limits(repository_hour=50).within(own).repository_hour == 9
+    assert Limits().within(own).repository_hour == 9
+    assert Limits(user_hour=7).within(own).user_hour == 7, (
+        "the server's counts everywhere, the other one here"
+    )
+    assert Limits(user_hour=7).within(own).user_repository_hour == 2
+    assert Limits(repository_hour=5).within(parse("").limits) == Limits(repository_hour=5)
 
 
 def test_a_configuration_that_nobody_wrote_asks_for_nothing() -> None:
