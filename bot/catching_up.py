@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 CURSOR = "delivery-log"
 EVERY = timedelta(minutes=5)  # between two readings of the log
-PAUSE = 10.0  # seconds between two looks at whether it is time
+PAUSE = 5.0  # seconds between two looks at whether it is time
 ROUND = 5.0  # seconds of work before another server may go on
 AFTER_FAILURE = 60.0  # seconds
 #: The log is read from a little before where the last reading began: deliveries come late and clocks differ.

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,17 +60,21 @@ class Processes:
         process.send_signal(signal.SIGKILL)
         await process.wait()
 
+    async def stop(self, role: str) -> None:
+        """End one as an operator does, if it runs."""
+        process = self.running.pop(role, None)
+        if process is not None and process.returncode is None:
+            process.terminate()
+            try:
+                await asyncio.wait_for(process.wait(), 40)
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
     async def stop_all(self) -> None:
         """End what runs, the worker first."""
         for role in ("worker", "serve", "redis"):
-            process = self.running.pop(role, None)
-            if process is not None and process.returncode is None:
-                process.terminate()
-                try:
-                    await asyncio.wait_for(process.wait(), 40)
-                except TimeoutError:
-                    process.kill()
-                    await process.wait()
+            await self.stop(role)
 
     def log(self, role: str) -> str:
         """What it logged so far."""
@@ -121,9 +125,13 @@ def free_port() -> int:
 
 @contextlib.asynccontextmanager
 async def processes(
-    folder: Path, *, llm: ScriptedLlm | None = None, **values: Any
+    folder: Path,
+    *,
+    llm: ScriptedLlm | None = None,
+    roles: Sequence[str] = ("redis", "serve", "worker"),
+    **values: Any,
 ) -> AsyncIterator[tuple[World, Processes]]:
-    """A sandbox in this process, and the product's three beside it."""
+    """A sandbox in this process, and the product's ``roles`` beside it."""
     async with contextlib.AsyncExitStack() as stack:
         github = await stack.enter_async_context(
             Sandbox.start(
@@ -136,7 +144,7 @@ async def processes(
         )
         product = Processes(folder, settings)
         stack.push_async_callback(product.stop_all)
-        for role in ("redis", "serve", "worker"):
+        for role in roles:
             await product.start(role)
         github.webhook_url = f"http://{listen}/webhook"
         engine = create_engine(settings.sql_url)
