@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 
 import structlog
 
+from bot.approval_store import ApprovalStore
 from bot.audit import Audit, operator
 from bot.audit_chain import AuditKind
 from bot.budget import limits_before, next_step, scopes, sentence, used_up
@@ -23,7 +24,8 @@ from bot.config import Settings
 from bot.errors import ConductorError, ConfigurationError
 from bot.facts import FactFinder
 from bot.ledger import Ledger, today
-from bot.model import Job, JobState, Repo, Request, TargetKind, Trigger, job_id_for
+from bot.model import Actor, Job, JobState, Repo, Request, TargetKind, Trigger, job_id_for
+from bot.outsiders import task_text
 from bot.policy import (
     PERSON,
     Choice,
@@ -64,10 +66,12 @@ class Conductor:
         reporter: Reporter,
         ledger: Ledger,
         audit: Audit,
+        approvals: ApprovalStore,
         known_agents: tuple[str, ...],
     ) -> None:
         self.store = store
         self.audit = audit
+        self._approvals = approvals
         self.reporter = reporter
         self.settings = settings
         self.scheduler = scheduler
@@ -105,6 +109,10 @@ class Conductor:
             if not decision.allowed:
                 await self._refuse(request.repo, request.number, request.trigger, decision)
                 return None
+            if request.retry_of is None:  # what a retry brings along was looked at then
+                text = task_text(request, facts)
+                left_out = (*request.left_out, *text.left_out)
+                request = dataclasses.replace(request, title=text.title, body=text.body, left_out=left_out)
             job = _new_job(job_id, request, choice, facts)
             job = job.evolve(thread_id=await self.store.thread_of(job))
             reasons = [decision.root]
@@ -114,7 +122,7 @@ class Conductor:
                 return None
             reasons.append(decision.root)
             async with self._admission:  # so that many at once do not all find the last place free
-                decision = await self._throttled(job)
+                decision = await self._throttled(job, facts)
                 because = all_of("may be done", [*reasons, decision.root])
                 fresh = decision.allowed and await self.store.add_job(job, because=because)
             if not decision.allowed:
@@ -140,7 +148,7 @@ class Conductor:
         ``silent``: it need not be meant for us (a label, a closed issue), so say nothing when nothing is there.
         """
         jobs = [job for job in await self.store.jobs_on(repo.id, number) if not job.state.final]
-        if (silent and not jobs) or not await self._allowed(repo, number, trigger):
+        if (silent and not jobs) or not await self.allowed(repo, number, trigger):
             return
         for job in jobs:
             await self.stop_job(job, by=trigger.actor.login, trigger=trigger)
@@ -156,7 +164,7 @@ class Conductor:
 
     async def cancel_job(self, job: Job, trigger: Trigger) -> None:
         """Stop one job; its own comment tells that. Nothing happens when it has ended already."""
-        if await self._allowed(job.repo, job.number, trigger):
+        if await self.allowed(job.repo, job.number, trigger):
             await self.stop_job(job, by=trigger.actor.login, trigger=trigger)
 
     async def stop_job(self, job: Job, *, by: str, trigger: Trigger | None = None) -> bool:
@@ -186,7 +194,7 @@ class Conductor:
         self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0, budget: float | None = None
     ) -> Job | None:
         """Do the last job of this issue or pull request once more, as a new job; ``budget`` replaces its own."""
-        if not await self._allowed(repo, number, trigger):
+        if not await self.allowed(repo, number, trigger):
             return None
         new_id = job_id_for(trigger.delivery_id, ordinal)
         jobs = [job for job in await self.store.jobs_on(repo.id, number) if job.id != new_id]
@@ -216,7 +224,7 @@ class Conductor:
         ``words`` to go by; ``budget``: what it may cost, instead of what was said then.
         """
         repo, number = last.repo, number or last.number
-        if not allowed and not await self._allowed(repo, number, trigger):
+        if not allowed and not await self.allowed(repo, number, trigger):
             return None
         new_id = job_id_for(trigger.delivery_id, ordinal)
         if not last.state.final and await self.store.job(new_id) is None:
@@ -241,6 +249,8 @@ class Conductor:
                 retry_of=last.id,
                 budget=last.budget if budget is None else budget,
                 go_on=go_on,
+                kind=last.kind,
+                approval_id=last.approval_id,
             ),
             ordinal=ordinal,
         )
@@ -256,7 +266,7 @@ class Conductor:
         budget: float | None = None,
     ) -> Job | None:
         """Answer the question that a paused job asks; or go on from where the last job stopped, as a new job."""
-        if not await self._allowed(repo, number, trigger):
+        if not await self.allowed(repo, number, trigger):
             return None
         if await self.store.answered(f"{trigger.delivery_id}/{ordinal}"):
             return None  # the same event again; meanwhile the job may ask something else, or have ended
@@ -264,6 +274,11 @@ class Conductor:
         jobs = [job for job in await self.store.jobs_on(repo.id, number) if job.id != new_id]
         if await self.store.job(new_id) is None:
             if paused := next((job for job in jobs if job.state is JobState.paused), None):
+                if await self._approvals.pending_of(paused.id) is not None:
+                    # what was asked of a reviewer only a review decides
+                    text = "This waits for a review; a comment decides nothing. `/agent approve` says where to click."
+                    await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+                    return None
                 return await self._answer(paused, trigger, words, number, ordinal)
             if not jobs or jobs[0].state is JobState.succeeded:
                 text = "Nothing here stopped half way. Write `/agent` and what you want done."
@@ -283,22 +298,31 @@ class Conductor:
     async def _answer(
         self, paused: Job, trigger: Trigger, words: str, number: int, ordinal: int
     ) -> Job | None:
-        by = trigger.actor.login
         event = f"{trigger.delivery_id}/{ordinal}"
-        answered = await self.store.answer(paused.id, words, by, event=event, actor=trigger.actor)
+        answered = await self.answer(paused, words, by=trigger.actor, event=event)
         if answered is None:  # somebody was faster, or it has just been cancelled
             text = f"Job `{paused.id}` does not wait for an answer any more."
             await self.reporter.reply(paused.repo, number, trigger, text, ordinal=ordinal)
             return None
-        log.info("answered", by=by, **answered.log_context())
         await self._best_effort(self.reporter.react(answered.repo, number, trigger, "eyes"), answered)
+        return answered
+
+    async def answer(self, paused: Job, words: str, *, by: Actor, event: str) -> Job | None:
+        """Let a paused job go on with an answer. None when it does not wait for one any more.
+
+        ``event`` is what brought the answer; who may give it was asked before.
+        """
+        answered = await self.store.answer(paused.id, words, by.login, event=event, actor=by)
+        if answered is None:
+            return None
+        log.info("answered", by=by.login, **answered.log_context())
         await self._best_effort(self.reporter.sticky(answered), answered)
         await self.scheduler.offer_waiting()  # for one that hibernates; the host of another looks itself
         return answered
 
     async def status(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> None:
         """Show the jobs of this issue or pull request."""
-        if not await self._allowed(repo, number, trigger):
+        if not await self.allowed(repo, number, trigger):
             return
         jobs = (await self.store.jobs_on(repo.id, number))[:10]
         waits = {
@@ -313,7 +337,7 @@ class Conductor:
         self, repo: Repo, number: int, trigger: Trigger, *, problem: str = "", ordinal: int = 0
     ) -> None:
         """List the commands; with ``problem``, say first what was wrong."""
-        if not await self._allowed(repo, number, trigger):
+        if not await self.allowed(repo, number, trigger):
             return
         usable = [name for name in self.rules.agents if name in self.rules.known_agents]
         text = render("comments/help.md.j2", problem=problem, table=help_table(), agents=usable)
@@ -338,11 +362,17 @@ class Conductor:
             return f"`{CONFIG_PATH}`: {error}"
         return ""
 
-    async def _throttled(self, job: Job) -> Decision:
+    async def _throttled(self, job: Job, facts: Facts) -> Decision:
         actor = job.trigger.actor
-        return throttle(self._limits, await self.store.load(job.repo.id, actor.id), actor.login)
+        limits = self._limits.within(facts.config.limits)
+        return throttle(limits, await self.store.load(job.repo.id, actor.id), actor.login)
 
-    async def _allowed(self, repo: Repo, number: int, trigger: Trigger) -> bool:
+    def job_id(self, trigger: Trigger, ordinal: int = 0) -> str:
+        """The id of the job that this trigger starts."""
+        return job_id_for(trigger.delivery_id, ordinal)
+
+    async def allowed(self, repo: Repo, number: int, trigger: Trigger) -> bool:
+        """Whether whoever caused this may command us; if not, they are told."""
         decision = authorize(await self._facts.who(repo, trigger.actor))
         if not decision.allowed:
             await self._refuse(repo, number, trigger, decision)
@@ -399,4 +429,7 @@ def _new_job(job_id: str, request: Request, choice: Choice, facts: Facts) -> Job
         priority=PERSON,
         budget=request.budget,
         go_on=request.go_on,
+        kind=request.kind,
+        left_out=request.left_out,
+        approval_id=request.approval_id,
     )

@@ -169,6 +169,11 @@ class Request:
     go_on: bool = False  # with retry_of: from the work in progress that the other job left
     kind: JobKind = JobKind.task
     left_out: tuple[str, ...] = ()  # what of the conversation was kept out of the prompt, a sentence each
+    approval_id: str | None = None  # the approved plan that is to be carried out
+
+    def evolve(self, **changes: Any) -> Request:
+        """A copy with ``changes``."""
+        return dataclasses.replace(self, **changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,9 +249,9 @@ class Job:
     waits: str = ""  # queued: what its comment says about why it waits
     kind: JobKind = JobKind.task
     left_out: Sequence[str] = ()  # what was kept out of the prompt, a sentence each
-    granted: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # {"allow": [rule], "budget": dollars}
+    recent_log: str = ""  # what its agent said last
+    marker_sha: str | None = None  # the empty commit of ours on its branch that a reviewer decides about
+    approval_id: str | None = None  # the approved plan that it carries out; checked again before it starts
 
     def evolve(self, **changes: Any) -> Job:
         """A copy with ``changes``."""
@@ -335,7 +340,7 @@ class Approval:
     decided_by_id: int | None = None
     words: str = ""  # of the reviewer
     review_id: int | None = None
-    settled_at: datetime | None = None  # whoever waits for the decision was told
+    settled_at: datetime | None = None  # whoever has to know its state was told
     used_at: datetime | None = None  # what was approved was done
 
 

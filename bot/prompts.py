@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 
-from bot.model import Job, TargetKind
+from bot.model import Approval, Job, JobKind, TargetKind
 from bot.render import render
 
 MAX_TEXT = 100_000
@@ -24,13 +25,26 @@ def visible(text: str) -> str:
     return text[:MAX_TEXT].strip()
 
 
-def task_prompt(job: Job, *, may_ask: bool = False) -> str:
-    """The prompt of a job's first turn. ``may_ask``: its agent can go on after a person's answer."""
+#: What a job is told first, by its kind. The failed checks of a `fix` are part of its instructions.
+_TEMPLATES = {
+    JobKind.task: "prompts/task.md.j2",
+    JobKind.fix: "prompts/task.md.j2",
+    JobKind.plan: "prompts/plan.md.j2",
+    JobKind.review: "prompts/review.md.j2",
+    JobKind.ask: "prompts/ask.md.j2",
+}
+
+
+def task_prompt(job: Job, *, may_ask: bool = False, tools: bool = False) -> str:
+    """The prompt of a job's first turn.
+
+    ``may_ask``: its agent can go on after a person's answer; ``tools``: it has the tools of the gateway's MCP server.
+    """
     title, body = visible(job.title), visible(job.body)
     # derived from the text: the text cannot contain the line that ends it
     fence = "=====" + hashlib.sha256(f"{title}\0{body}".encode()).hexdigest()[:16]
     return render(
-        "prompts/task.md.j2",
+        _TEMPLATES[job.kind],
         limit=4 * MAX_TEXT,
         repo=job.repo.full_name,
         number=job.number,
@@ -40,6 +54,26 @@ def task_prompt(job: Job, *, may_ask: bool = False) -> str:
         body=body,
         fence=fence,
         may_ask=may_ask,
+        tools=tools,
+        base=job.base or "",
+    )
+
+
+def told_prompt(said: Sequence[tuple[str, str]]) -> str:
+    """The prompt of the turn after an agent's work was done, when people said more meanwhile: who, and the words."""
+    told = [(by, visible(words)) for by, words in said]
+    fence = "=====" + hashlib.sha256("\0".join(words for _, words in told).encode()).hexdigest()[:16]
+    return render("prompts/told.md.j2", limit=4 * MAX_TEXT, told=told, fence=fence)
+
+
+def approved_plan(approval: Approval, *, by: str, words: str) -> str:
+    """The instructions of the job that carries out an approved plan."""
+    return render(
+        "prompts/approved_plan.md.j2",
+        limit=4 * MAX_TEXT,
+        plan=visible(approval.subject),
+        by=by,
+        words=visible(words),
     )
 
 
@@ -56,12 +90,12 @@ def answer_prompt(job: Job) -> str:
     )
 
 
-def go_on_prompt(job: Job, *, work: bool, may_ask: bool = False) -> str:
+def go_on_prompt(job: Job, *, work: bool, may_ask: bool = False, tools: bool = False) -> str:
     """The prompt of a turn that goes on from an earlier try. ``work``: its changes are in the branch."""
     return render(
         "prompts/go_on.md.j2",
         limit=4 * MAX_TEXT,
         work=work,
         base=job.base_sha or "",
-        task=task_prompt(job, may_ask=may_ask),
+        task=task_prompt(job, may_ask=may_ask, tools=tools),
     )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bot.model import FailureKind, Result, Usage
 from bot.ports import AgentEvent
@@ -20,6 +21,8 @@ STATUSES = frozenset({"done", "failed", "blocked", "question"})
 MAX_TITLE = 120  # characters
 MAX_SUMMARY = 20_000  # characters
 MAX_MESSAGE = 500  # characters of the agent's own words in a message of ours
+
+MAX_SAID = 200  # replies, and comments
 
 _SEARCHED = 200_000  # characters at the end of a text that are searched for a block
 _CANDIDATES = 50  # opening tags that are tried, from the last one
@@ -50,8 +53,15 @@ def parse_result(text: str) -> Result | None:
                 status=status.strip().lower(),
                 title=_shorten(" ".join(_printable(value.get("title")).split()), MAX_TITLE),
                 summary=_shorten(_printable(value.get("summary")).strip(), MAX_SUMMARY),
+                replies=_mappings(value.get("replies")),
+                comments=_mappings(value.get("comments")),
             )
     return None
+
+
+def _mappings(value: object) -> tuple[Mapping[str, Any], ...]:
+    found = value if isinstance(value, list) else []
+    return tuple(one for one in found[:MAX_SAID] if isinstance(one, dict))
 
 
 class Transcript:

@@ -143,9 +143,9 @@ jobs = Table(
     Column("waits", Text, nullable=False, server_default=""),  # what its comment says about why it waits
     Column("kind", String(12), nullable=False, server_default="task"),
     Column("left_out", JSON, nullable=False, server_default="[]"),
-    Column(
-        "granted", JSON, nullable=False, server_default="{}"
-    ),  # by approvals: {"allow": [], "budget": 1.0}
+    Column("recent_log", Text, nullable=False, server_default=""),  # what its agent said last
+    Column("marker_sha", String(64)),  # the empty commit that a review must be on
+    Column("approval_id", String(40)),  # the approved plan that it carries out
     Index("ix_jobs_state", "state"),
     Index("ix_jobs_state_repo_id", "state", "repo_id"),  # how many run
     Index("ix_jobs_repo_id_started_at", "repo_id", "started_at"),  # when it was served last
@@ -345,4 +345,19 @@ cursors = Table(
     Column("name", String(120), primary_key=True),
     Column("value", Text, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
+)
+
+#: Commits of ours on which a check failed: what becomes of them, when nobody asked.
+failing_heads = Table(
+    "failing_heads",
+    metadata,
+    Column("repo_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),  # of the pull request
+    Column("sha", String(64), primary_key=True),
+    Column("seen_at", UtcDateTime, nullable=False),
+    Column("look_at", UtcDateTime),  # when it is worth looking again; NULL: never
+    Column("job_id", String(40)),  # the job that shall fix it; not accepted, perhaps
+    Column("fingerprint", String(32), nullable=False, default=""),  # of what failed when that was started
+    Column("said", Text, nullable=False, default=""),  # why nothing was done, for the log
+    Index("ix_failing_heads_look_at", "look_at"),
 )

@@ -5,19 +5,30 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 import structlog
 from aiohttp import web
 
 from bot import __version__
+from bot.approval_store import ApprovalStore
 from bot.audit import Audit
+from bot.catching_up import CatchingUp
+from bot.check_reader import CheckReader
 from bot.conductor import Conductor
 from bot.config import Settings
+from bot.config_check import ConfigCheck
+from bot.conversation import Conversation
+from bot.cursors import Cursors
 from bot.database import create_engine, redacted_url, upgrade
+from bot.delivery_log import DeliveryLog
+from bot.dialogue import Dialogue
 from bot.errors import InfrastructureError
 from bot.events import NotForUs, parse_event
 from bot.facts import FactFinder
+from bot.failing_heads import FailingHeads
+from bot.fixer import Fixer
 from bot.github import GitHub
 from bot.housekeeping import Housekeeping
 from bot.inbox import Delivery, Inbox
@@ -26,13 +37,18 @@ from bot.policy import Limits
 from bot.presence import Presence, server_name
 from bot.queue import Dispatcher
 from bot.redact import Redactor
+from bot.repo_layers import ServerRules
 from bot.report import Reporter
 from bot.scheduling import Scheduler
 from bot.shelf import Shelf
+from bot.slash import parse_commands
 from bot.store import Store
-from bot.web import create_app
+from bot.unanswered import Unanswered
+from bot.web import PROCESSOR, create_app
+from handlers.context import Bot
+from handlers.labels import agent_in
 from handlers.table import router
-from runners.agents.registry import known_agents
+from runners.agents.registry import agent, known_agents
 
 log = structlog.get_logger(__name__)
 
@@ -44,8 +60,9 @@ KEEP_DELIVERIES = timedelta(days=8)
 async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
     """Serve while the block runs; yields the address. Raises ConductorError when something cannot be used."""
     settings.require("webhook_secret")
-    async with heart(settings, redactor) as (conductor, dispatcher):
-        store = conductor.store
+    async with _organs(settings, redactor) as organs:
+        bot, dispatcher, github = organs.bot, organs.dispatcher, organs.github
+        conductor, store = bot.conductor, bot.conductor.store
         await dispatcher.ping()
         presence = Presence(settings.redis_url, server_name(settings.host_name, settings.listen))
         inbox = Inbox(store.engine, server=presence.name)
@@ -62,17 +79,39 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
             reporter=conductor.reporter,
             prune=prune,
             patience=timedelta(days=settings.answer_days),
+            also=(bot.fixer.sweep,),
         )
         app = create_app(
             settings,
             inbox=inbox,
             wanted=router.wanted,
-            on_delivery=lambda delivery: handle(delivery, conductor),
+            on_delivery=lambda delivery: handle(delivery, bot),
             checks={"database": store.ping, "redis": dispatcher.ping},
             gone=presence.gone,
         )
+        catching_up = CatchingUp(
+            delivery_log=DeliveryLog(github),
+            unanswered=Unanswered(
+                github=github,
+                facts=FactFinder(github, ServerRules.of(settings)),
+                store=store,
+                inbox=inbox,
+                wanted=router.wanted,
+                is_label=lambda name: agent_in(name)[0],
+                is_command=lambda text: bool(parse_commands(text)),
+            ),
+            inbox=inbox,
+            cursors=Cursors(store.engine),
+            dispatcher=dispatcher,
+            reporter=conductor.reporter,
+            wanted=router.wanted,
+            take=app[PROCESSOR].take,
+        )
         async with presence.shown(), _listening(app, settings) as address:
-            keeper = asyncio.create_task(housekeeping.run(), name="housekeeping")
+            keepers = [
+                asyncio.create_task(housekeeping.run(), name="housekeeping"),
+                asyncio.create_task(catching_up.run(), name="catching up"),
+            ]
             log.info(
                 "serving",
                 address=address,
@@ -83,13 +122,27 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
             try:
                 yield address
             finally:
-                keeper.cancel()
-                await asyncio.gather(keeper, return_exceptions=True)
+                for keeper in keepers:
+                    keeper.cancel()
+                await asyncio.gather(*keepers, return_exceptions=True)
 
 
 @asynccontextmanager
 async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[Conductor, Dispatcher]]:
     """What decides, with its database, Redis and GitHub: for the server, and for the operator's commands."""
+    async with _organs(settings, redactor) as organs:
+        yield organs.bot.conductor, organs.dispatcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Organs:
+    bot: Bot
+    dispatcher: Dispatcher
+    github: GitHub
+
+
+@asynccontextmanager
+async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Organs]:
     settings.require("github_app_id", "github_private_key", "redis_url")
     engine = create_engine(settings.sql_url)
     dispatcher = Dispatcher(settings.redis_url)
@@ -98,30 +151,63 @@ async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[C
         audit = Audit(engine, redactor)
         async with GitHub.from_settings(settings, on_token=redactor.add, on_mint=audit.minted) as github:
             store = Store(engine, Limits.of(settings), audit=audit)
+            facts = FactFinder(github, ServerRules.of(settings))
+            approvals = ApprovalStore(engine, audit)
             conductor = Conductor(
                 settings=settings,
                 store=store,
                 scheduler=Scheduler(store, dispatcher),
-                facts=FactFinder(github),
-                reporter=Reporter(github, store, redactor, may_allow=settings.egress_may_allow),
+                facts=facts,
+                reporter=Reporter(
+                    github, store, redactor, may_allow=settings.egress_may_allow, web_url=settings.github_url
+                ),
                 ledger=Ledger(engine),
                 audit=audit,
+                approvals=approvals,
                 known_agents=known_agents(settings),
             )
-            yield conductor, dispatcher
+            checks = CheckReader(github, redactor)
+            dialogue = Dialogue(
+                conductor=conductor,
+                facts=facts,
+                conversation=Conversation(github, facts, redactor),
+                checks=checks,
+                approvals=approvals,
+                listens=lambda name: bool(agent(name, settings).session_paths),
+            )
+            yield _Organs(
+                bot=Bot(
+                    conductor=conductor,
+                    dialogue=dialogue,
+                    config_check=ConfigCheck(
+                        facts, conductor.reporter.checks, settings, known_agents(settings)
+                    ),
+                    fixer=Fixer(
+                        github=github,
+                        store=store,
+                        heads=FailingHeads(engine),
+                        facts=facts,
+                        checks=checks,
+                        submit=conductor.submit,
+                        tell=conductor.reporter.reply,
+                    ),
+                ),
+                dispatcher=dispatcher,
+                github=github,
+            )
     finally:
         dispatcher.close()
         await engine.dispose()
 
 
-async def handle(delivery: Delivery, conductor: Conductor) -> None:
+async def handle(delivery: Delivery, bot: Bot) -> None:
     """Give a stored delivery to the handlers. Raises when it is to be tried again."""
     try:
         event = parse_event(delivery.id, delivery.event, delivery.payload())
     except NotForUs as error:
         log.info("not for us", delivery=delivery.id, event_name=delivery.event, reason=str(error))
         return
-    await router.dispatch(event, conductor)
+    await router.dispatch(event, bot)
 
 
 @asynccontextmanager

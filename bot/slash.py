@@ -13,13 +13,25 @@ from dataclasses import dataclass, field
 
 from markdown_it import MarkdownIt
 
+from bot.model import JobKind
+
 PREFIX = "/agent"
 MAX_TEXT = 60_000
 _COMMAND = re.compile(r"^/agent(?=\s|$)[ \t]*(.*)$")
 _NOT_COMMANDS = frozenset({"fence", "code_block", "blockquote_open", "html_block"})
 #: Words of the grammar that this version does not serve: they must not be taken for the text of a `run`,
 #: which would change code where somebody asked for, say, a plan.
-RESERVED = frozenset({"approve", "ask", "deny", "job", "logs", "plan", "reject", "review", "tell"})
+RESERVED = frozenset({"job"})
+#: Words that nobody can approve with: the answer says where to click.
+DECISIONS = frozenset({"approve", "deny", "reject"})
+#: Commands that start a job, by the kind of job that they start.
+KINDS: Mapping[str, JobKind] = {
+    "run": JobKind.task,
+    "plan": JobKind.plan,
+    "review": JobKind.review,
+    "fix": JobKind.fix,
+    "ask": JobKind.ask,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +63,34 @@ COMMANDS: Mapping[str, CommandHelp] = {
             "branch",
         ),
         CommandHelp(
+            name="plan",
+            usage="/agent plan [options] [TEXT]",
+            description="say how it would be done, as a draft pull request; approving that starts the work",
+        ),
+        CommandHelp(
+            name="review",
+            usage="/agent review [options] [TEXT]",
+            description="review this pull request, with comments on its lines; never an approval",
+        ),
+        CommandHelp(
+            name="fix",
+            usage="/agent fix [options] [TEXT]",
+            description="make the failed checks of this pull request pass; the agent is given their logs",
+        ),
+        CommandHelp(
+            name="ask",
+            usage="/agent ask [options] TEXT",
+            description="answer a question about the code; changes nothing",
+        ),
+        CommandHelp(
+            name="tell",
+            usage="/agent tell TEXT",
+            description="say something to the agent that works here; it reads it when its turn ends",
+        ),
+        CommandHelp(
             name="status", usage="/agent status", description="show the jobs of this issue or pull request"
         ),
+        CommandHelp(name="logs", usage="/agent logs", description="show the last lines of the last job's log"),
         CommandHelp(name="cancel", usage="/agent cancel", description="stop what waits or runs here"),
         CommandHelp(name="retry", usage="/agent retry", description="do the last job here once more, afresh"),
         CommandHelp(
@@ -79,13 +117,19 @@ OPTIONS: Mapping[str, Option] = {
 }
 #: Options that other commands than `run` take, too.
 _ALSO_OF: Mapping[str, frozenset[str]] = {"retry": frozenset({"budget"}), "resume": frozenset({"budget"})}
+#: Commands that mean nothing without words, and what is said then.
+_NEED_TEXT: Mapping[str, str] = {
+    "run": "Say what to do",
+    "ask": "Say what you want to know",
+    "tell": "Say what the agent is to know",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
     """A command that somebody wrote. ``problem`` says why it cannot be carried out as it stands."""
 
-    name: str  # a key of COMMANDS, or "" with a problem
+    name: str  # a key of COMMANDS, or "decide" (nobody can, in a comment), or "" with a problem
     text: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
@@ -129,6 +173,8 @@ def _ignored_lines(body: str) -> set[int]:
 def _parse(first: str, more: str) -> Command:
     words = first.split(maxsplit=1)
     word = words[0] if words else ""
+    if word in DECISIONS:
+        return Command(name="decide")
     if word in COMMANDS:
         name, first = word, words[1] if len(words) > 1 else ""
     elif word in RESERVED:
@@ -161,12 +207,12 @@ def _parse(first: str, more: str) -> Command:
         return Command(name="", problem="`--timeout` needs a time such as `90s`, `30m` or `2h`.")
     if "budget" in options and parse_dollars(options["budget"]) is None:
         return Command(name="", problem="`--budget` needs US dollars such as `2.50` or `$10`.")
-    if name != "run" and set(options) - _ALSO_OF.get(name, frozenset()):
+    if name not in KINDS and set(options) - _ALSO_OF.get(name, frozenset()):
         known = " and ".join(f"`--{option}`" for option in sorted(_ALSO_OF.get(name, ())))
         takes = f"only the option {known}" if known else "no options"
         return Command(name="", problem=f"`{PREFIX} {name}` takes {takes}.")
-    if name == "run" and not text:
-        return Command(name="", problem=f"Say what to do: `{COMMANDS['run'].usage}`.")
+    if name in _NEED_TEXT and not text:
+        return Command(name="", problem=f"{_NEED_TEXT[name]}: `{COMMANDS[name].usage}`.")
     return Command(name=name, text=text, options=options)
 
 
@@ -203,7 +249,7 @@ def help_table() -> str:
             "|---|---|",
             *rows,
             "",
-            "| option of `run` | meaning |",
+            "| option of `run`, `plan`, `review`, `fix` and `ask` | meaning |",
             "|---|---|",
             *options,
         ]

@@ -15,6 +15,7 @@ from sqlalchemy import (
     Select,
     Table,
     and_,
+    delete,
     exists,
     func,
     insert,
@@ -50,7 +51,7 @@ from bot.model import (
 )
 from bot.policy import Limits, Load
 from bot.reasons import Reason
-from bot.schema import answers, attempts, hosts, jobs, spend, threads, turns
+from bot.schema import answers, attempts, hosts, jobs, spend, tells, threads, turns
 
 ACTIVE = (JobState.waiting, JobState.queued, JobState.running, JobState.paused)
 #: A host that was seen within this time is there; hosts tell every twenty seconds that they live.
@@ -244,6 +245,57 @@ class Store:
                     await self._audit.answered(_job(row), actor or by, event, connection)
         return None if row is None else _job(row)
 
+    async def join(
+        self, job: Job, instructions: str, left_out: Iterable[str], *, event: str, actor: Actor
+    ) -> Job | None:
+        """Let a job that waits do more than it was asked for first. None when it does not wait any more.
+
+        ``event`` is what brought the words: the same one adds nothing twice, and gives the job as it is then.
+        """
+        async with self._begin() as connection:
+            said = {"key": _answer_key(event), "said_at": datetime.now(UTC)}
+            new = await connection.execute(self._insert(answers).values(said).on_conflict_do_nothing())
+            if new.rowcount == 0:
+                return job
+            done = await connection.execute(
+                update(jobs)
+                .where(
+                    jobs.c.id == job.id,
+                    jobs.c.state == str(JobState.queued),
+                    jobs.c.instructions == job.instructions,
+                )
+                .values(instructions=instructions, left_out=[*job.left_out, *left_out])
+                .returning(*jobs.c)
+            )
+            row = done.one_or_none()
+            if row is None:
+                await connection.execute(delete(answers).where(answers.c.key == said["key"]))
+            elif self._audit is not None:
+                await self._audit.answered(_job(row), actor, event, connection)
+        return None if row is None else _job(row)
+
+    async def tell(self, job_id: str, words: str, by: str, *, event: str) -> bool:
+        """Keep ``words`` for the agent of a job. False when this event has said them before."""
+        values = {"event": event[:120], "job_id": job_id, "words": words, "by": by, "at": datetime.now(UTC)}
+        return await self._insert_once(tells, values)
+
+    async def untold(self, job_id: str) -> list[tuple[str, str, str]]:
+        """What a job's agent was not told yet, oldest first: event, who says it, the words."""
+        query = (
+            select(tells.c.event, tells.c.by, tells.c.words)
+            .where(tells.c.job_id == job_id, tells.c.told_at.is_(None))
+            .order_by(tells.c.at, tells.c.event)
+        )
+        async with self.engine.connect() as connection:
+            return [(row.event, row.by, row.words) for row in await connection.execute(query)]
+
+    async def told(self, events: Iterable[str]) -> None:
+        """These words have become part of a turn."""
+        async with self._begin() as connection:
+            await connection.execute(
+                update(tells).where(tells.c.event.in_(list(events))).values(told_at=datetime.now(UTC))
+            )
+
     async def answered(self, event: str) -> bool:
         """Whether ``event`` has answered a question: the same event must not answer the next one, too."""
         query = select(answers.c.key).where(answers.c.key == _answer_key(event))
@@ -379,9 +431,12 @@ class Store:
         hour_ago = datetime.now(UTC) - timedelta(hours=1)
         asked = select(func.count()).where(jobs.c.actor_id == actor_id, jobs.c.created_at > hour_ago)
         queued = select(func.count()).where(jobs.c.state == str(JobState.queued), jobs.c.repo_id == repo_id)
+        here = select(func.count()).where(jobs.c.repo_id == repo_id, jobs.c.created_at > hour_ago)
+        own = here.where(jobs.c.actor_id == actor_id)
+        counts = select(*(count.scalar_subquery() for count in (asked, queued, here, own)))
         async with self.engine.connect() as connection:
-            row = (await connection.execute(select(asked.scalar_subquery(), queued.scalar_subquery()))).one()
-        return Load(user_hour=row[0], queued=row[1])
+            row = (await connection.execute(counts)).one()
+        return Load(user_hour=row[0], queued=row[1], repository_hour=row[2], user_repository_hour=row[3])
 
     # --- attempts
 
@@ -658,7 +713,6 @@ def _job_row(job: Job) -> dict[str, Any]:
         "blocked": dict(job.blocked),
         "kind": str(job.kind),
         "left_out": list(job.left_out),
-        "granted": dict(job.granted),
     }
     return values | usage_columns(job.usage)
 
@@ -688,7 +742,7 @@ def _job(row: Row[Any]) -> Job:
                 "fence", "message", "summary", "branch", "base_sha", "head_sha", "pull_number", "comment_id",
                 "check_run_id", "cancel_requested_by", "created_at", "started_at", "finished_at",
                 "thread_id", "config", "queue", "priority", "budget", "go_on", "question", "asked_at", "answer",
-                "answered_by", "hibernated", "held_back", "blocked", "waits", "granted",
+                "answered_by", "hibernated", "held_back", "blocked", "waits", "recent_log", "marker_sha", "approval_id",
             )
         },
     )  # fmt: skip

@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 from bot.check_report import CANCEL_BUTTON, RESUME_BUTTON, RETRY_BUTTON, check_name
-from bot.conductor import Conductor
 from bot.events import Event
 from bot.model import Job, Trigger
 from bot.routing import Router
+from handlers.context import Bot
 
-router: Router[Conductor] = Router()
+router: Router[Bot] = Router()
 
 
 @router.on("check_run", "requested_action")
 @router.on("check_run", "rerequested")
-async def button_pressed(event: Event, conductor: Conductor) -> None:
+async def button_pressed(event: Event, bot: Bot) -> None:
     """Do what the button says to the check run's job. Who pressed it is asked, not who asked for the job."""
     check = event.check
-    job = await conductor.store.job(check.job_id) if check else None
+    job = await bot.conductor.store.job(check.job_id) if check else None
     # the external id is text that any App may set: the job must be one of this very repository
     if check is None or job is None or job.repo.id != event.repo.id:
         return
     if check.button == CANCEL_BUTTON["identifier"]:
-        await conductor.cancel_job(job, _trigger(event))
+        await bot.conductor.cancel_job(job, _trigger(event))
     elif check.button in (None, RETRY_BUTTON["identifier"]):
-        await conductor.retry_job(job, _trigger(event))
+        await bot.conductor.retry_job(job, _trigger(event))
     elif check.button == RESUME_BUTTON["identifier"]:
-        await conductor.retry_job(job, _trigger(event), go_on=True)
+        await bot.conductor.retry_job(job, _trigger(event), go_on=True)
 
 
 @router.on("check_suite", "rerequested")
-async def all_pressed(event: Event, conductor: Conductor) -> None:
+async def all_pressed(event: Event, bot: Bot) -> None:
     """Do the newest job of each kind on this commit once more; those that have not ended go on as they are."""
     if event.suite is None:
         return
     newest: dict[str, Job] = {}
-    for job in await conductor.store.jobs_at(event.repo.id, event.suite.head_sha):
+    for job in await bot.conductor.store.jobs_at(event.repo.id, event.suite.head_sha):
         if name := check_name(job.kind):
             newest.setdefault(name, job)
     ended = [job for job in newest.values() if job.state.final]
     # when none has, the first one answers for all
     for ordinal, job in enumerate(ended or list(newest.values())[:1]):
-        await conductor.retry_job(job, _trigger(event), ordinal=ordinal)
+        await bot.conductor.retry_job(job, _trigger(event), ordinal=ordinal)
 
 
 def _trigger(event: Event) -> Trigger:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from bot.conductor import Conductor
 from bot.events import Event
 from bot.model import Trigger
 from bot.routing import Router
+from handlers.context import Bot
 
-router: Router[Conductor] = Router()
+router: Router[Bot] = Router()
 
 
 @router.on("issues", "closed")
 @router.on("pull_request", "closed")
-async def closed(event: Event, conductor: Conductor) -> None:
+async def closed(event: Event, bot: Bot) -> None:
     """Stop the jobs, when who closed it may do that. A merge is no reason: the work was wanted."""
     if not event.merged:
         trigger = Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)
-        await conductor.cancel(event.repo, event.number, trigger, silent=True)
+        await bot.conductor.cancel(event.repo, event.number, trigger, silent=True)

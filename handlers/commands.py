@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from bot.conductor import Conductor
 from bot.events import Event
-from bot.model import Request, Trigger
+from bot.model import JobKind, Request, TargetKind, Trigger
 from bot.routing import Router
-from bot.slash import Command, parse_commands
+from bot.slash import KINDS, Command, parse_commands
+from handlers.context import Bot
 
-router: Router[Conductor] = Router()
+router: Router[Bot] = Router()
 
 #: More in one comment are not carried out: nobody means that.
 MAX_COMMANDS = 5
@@ -16,7 +16,7 @@ MAX_COMMANDS = 5
 
 @router.on("issue_comment", "created")
 @router.on("pull_request_review_comment", "created")
-async def comment_written(event: Event, conductor: Conductor) -> None:
+async def comment_written(event: Event, bot: Bot) -> None:
     """Carry out the commands of a new comment. Edits never trigger: the text could be anybody's by then."""
     comment = event.comment
     if comment is None or comment.via_app is not None or comment.author.id != event.actor.id:
@@ -29,17 +29,15 @@ async def comment_written(event: Event, conductor: Conductor) -> None:
             comment_id=comment.id,
             comment_kind=comment.kind,
         )
-        await carry_out(command, event, trigger, conductor, ordinal)
+        await carry_out(command, event, trigger, bot, ordinal)
 
 
-async def carry_out(
-    command: Command, event: Event, trigger: Trigger, conductor: Conductor, ordinal: int
-) -> None:
+async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, ordinal: int) -> None:
     """Do what one command says."""
     repo, number = event.repo, event.number
     if command.problem:
-        await conductor.help(repo, number, trigger, problem=command.problem, ordinal=ordinal)
-    elif command.name == "run":
+        await bot.conductor.help(repo, number, trigger, problem=command.problem, ordinal=ordinal)
+    elif (kind := KINDS.get(command.name)) is not None:
         request = Request(
             repo=repo,
             number=number,
@@ -53,15 +51,30 @@ async def carry_out(
             timeout=command.timeout,
             budget=command.budget,
             base=command.options.get("base"),
+            kind=kind,
         )
-        await conductor.submit(request, ordinal=ordinal, is_open=event.open)
+        if kind is JobKind.review and event.target is TargetKind.issue:
+            problem = "An issue has no diff to review. Write `/agent review` in a pull request."
+            await bot.conductor.help(repo, number, trigger, problem=problem, ordinal=ordinal)
+        elif kind is JobKind.fix:
+            await bot.dialogue.fix(request, ordinal=ordinal, is_open=event.open)
+        else:
+            await bot.conductor.submit(request, ordinal=ordinal, is_open=event.open)
     elif command.name == "cancel":
-        await conductor.cancel(repo, number, trigger, ordinal=ordinal)
+        await bot.conductor.cancel(repo, number, trigger, ordinal=ordinal)
     elif command.name == "retry":
-        await conductor.retry(repo, number, trigger, ordinal=ordinal, budget=command.budget)
+        await bot.conductor.retry(repo, number, trigger, ordinal=ordinal, budget=command.budget)
     elif command.name == "resume":
-        await conductor.resume(repo, number, trigger, command.text, ordinal=ordinal, budget=command.budget)
+        await bot.conductor.resume(
+            repo, number, trigger, command.text, ordinal=ordinal, budget=command.budget
+        )
+    elif command.name == "tell":
+        await bot.dialogue.tell(repo, number, trigger, command.text, ordinal=ordinal)
+    elif command.name == "logs":
+        await bot.dialogue.logs(repo, number, trigger, ordinal=ordinal)
+    elif command.name == "decide":
+        await bot.dialogue.where_to_click(repo, number, trigger, ordinal=ordinal)
     elif command.name == "status":
-        await conductor.status(repo, number, trigger, ordinal=ordinal)
+        await bot.conductor.status(repo, number, trigger, ordinal=ordinal)
     else:
-        await conductor.help(repo, number, trigger, ordinal=ordinal)
+        await bot.conductor.help(repo, number, trigger, ordinal=ordinal)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bot.conductor import Conductor
 from bot.events import Event
 from bot.model import Request, Trigger
 from bot.routing import Router
+from handlers.context import Bot
 
-router: Router[Conductor] = Router()
+router: Router[Bot] = Router()
 
 LABEL = "agent"
 
@@ -22,12 +22,12 @@ def agent_in(label: str | None) -> tuple[bool, str | None]:
 
 @router.on("issues", "labeled")
 @router.on("pull_request", "labeled")
-async def label_added(event: Event, conductor: Conductor) -> None:
+async def label_added(event: Event, bot: Bot) -> None:
     """Start a job for the issue or pull request. Who set the label is asked, not who wrote the issue."""
     ours, agent = agent_in(event.label)
     if not ours:
         return
-    await conductor.submit(
+    await bot.conductor.submit(
         Request(
             repo=event.repo,
             number=event.number,
@@ -44,9 +44,9 @@ async def label_added(event: Event, conductor: Conductor) -> None:
 
 @router.on("issues", "unlabeled")
 @router.on("pull_request", "unlabeled")
-async def label_removed(event: Event, conductor: Conductor) -> None:
+async def label_removed(event: Event, bot: Bot) -> None:
     """Stop what waits or runs here."""
     ours, _ = agent_in(event.label)
     if ours:
         trigger = Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)
-        await conductor.cancel(event.repo, event.number, trigger, silent=True)
+        await bot.conductor.cancel(event.repo, event.number, trigger, silent=True)

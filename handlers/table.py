@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from bot.conductor import Conductor
 from bot.routing import Router
-from handlers import checks, closed, commands, labels
+from handlers import checks, ci, closed, commands, labels, pulls
+from handlers.context import Bot
 
-router: Router[Conductor] = Router(
+router: Router[Bot] = Router(
     labels.router,
     commands.router,
     closed.router,
     checks.router,
+    ci.router,
+    pulls.router,
 )

@@ -52,6 +52,10 @@ class Host:
             "private_key_path": str(self._sandbox.private_key_path),
         }
 
+    def allow_requests(self, limit: int) -> None:
+        """How many requests an hour the App may make: many rounds make more than one installation's hour has."""
+        self._sandbox.rate_limit.limit = limit
+
     def deliver_to(self, url: str) -> None:
         """Set the App's webhook URL."""
         self._sandbox.webhook_url = url

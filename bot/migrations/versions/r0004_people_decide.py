@@ -50,7 +50,9 @@ def upgrade() -> None:
     op.add_column("deliveries", sa.Column("subject", sa.String(60)))
     op.add_column("jobs", sa.Column("kind", sa.String(12), nullable=False, server_default="task"))
     op.add_column("jobs", sa.Column("left_out", sa.JSON(), nullable=False, server_default="[]"))
-    op.add_column("jobs", sa.Column("granted", sa.JSON(), nullable=False, server_default="{}"))
+    op.add_column("jobs", sa.Column("recent_log", sa.Text(), nullable=False, server_default=""))
+    op.add_column("jobs", sa.Column("marker_sha", sa.String(64)))
+    op.add_column("jobs", sa.Column("approval_id", sa.String(40)))
     op.create_table(
         "approvals",
         sa.Column("id", sa.String(40), primary_key=True),
@@ -147,3 +149,15 @@ def upgrade() -> None:
         sa.Column("value", sa.Text(), nullable=False),
         sa.Column("updated_at", UtcDateTime(), nullable=False),
     )
+    op.create_table(
+        "failing_heads",
+        sa.Column("repo_id", sa.BigInteger(), primary_key=True, autoincrement=False),
+        sa.Column("number", sa.Integer(), primary_key=True, autoincrement=False),
+        sa.Column("sha", sa.String(64), primary_key=True),
+        sa.Column("seen_at", UtcDateTime(), nullable=False),
+        sa.Column("look_at", UtcDateTime()),
+        sa.Column("job_id", sa.String(40)),
+        sa.Column("fingerprint", sa.String(32), nullable=False),
+        sa.Column("said", sa.Text(), nullable=False),
+    )
+    op.create_index("ix_failing_heads_look_at", "failing_heads", ["look_at"])

@@ -1,0 +1,253 @@
+"""What people say to a job that is there: reviews, words for an agent that works, decisions about what it asked.
+
+Every method may be repeated with the same event and then changes nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from bot.approval_store import ApprovalStore
+from bot.check_reader import CheckReader
+from bot.conductor import Conductor
+from bot.conversation import Conversation
+from bot.events import Event, SubmittedReview
+from bot.facts import FactFinder
+from bot.failed_checks import instructions as about_checks
+from bot.feedback import instructions, merge
+from bot.model import (
+    Actor,
+    Approval,
+    ApprovalKind,
+    Job,
+    JobKind,
+    JobState,
+    Repo,
+    Request,
+    TargetKind,
+    Trigger,
+)
+from bot.policy import authorize
+from bot.prompts import approved_plan
+from bot.render import render
+
+log = structlog.get_logger(__name__)
+
+#: States of a review as its event tells them, that may ask for something to be done.
+ASKS_FOR_CHANGES = "changes_requested"
+SPEAKS = frozenset({ASKS_FOR_CHANGES, "commented"})
+#: The triggers of jobs that a review started: more reviews may join one that still waits.
+REVIEW_EVENT = "pull_request_review.submitted"
+#: ... and of those that the decision about an approval started.
+DECISION_EVENT = "approval.decided"
+
+
+class Dialogue:
+    """Turns words into the next turn of a job, or into the next job of its conversation."""
+
+    def __init__(
+        self,
+        *,
+        conductor: Conductor,
+        facts: FactFinder,
+        conversation: Conversation,
+        checks: CheckReader,
+        approvals: ApprovalStore,
+        listens: Callable[[str], bool],
+    ) -> None:
+        """``listens``: whether an agent (by its name) can go on in its session, so that it may be told more."""
+        self._conductor = conductor
+        self._store = conductor.store
+        self._reporter = conductor.reporter
+        self._facts = facts
+        self._conversation = conversation
+        self._checks = checks
+        self._approvals = approvals
+        self._listens = listens
+
+    # --- reviews
+
+    async def reviewed(self, event: Event, review: SubmittedReview) -> Job | None:
+        """Take a review of a pull request of ours as what to do next, when it asks for something.
+
+        One turn for each review; those that come while a job of that kind still waits join it. A review by somebody
+        who may not command us is talk, and nothing is said about it.
+        """
+        repo, number = event.repo, event.number
+        if review.state.lower() not in SPEAKS or review.author is None or review.author.id != event.actor.id:
+            return None
+        jobs = await self._store.jobs_on(repo.id, number)
+        ours = [job for job in jobs if job.pull_number == number]
+        if not ours or not authorize(await self._facts.who(repo, event.actor)).allowed:
+            return None
+        trigger = Trigger(delivery_id=event.delivery_id, event=REVIEW_EVENT, actor=event.actor)
+        said = await self._conversation.feedback(
+            repo, number, review.id, body=review.body, author=review.author
+        )
+        if said is None or said.empty:
+            return None
+        if review.state.lower() != ASKS_FOR_CHANGES and not said.threads:
+            return None  # talk about it, and no request
+        asked = instructions([said])
+        if (joined := await self._join(jobs, event, asked.text, asked.left_out)) is not None:
+            return joined
+        last = ours[0]
+        return await self._conductor.submit(
+            Request(
+                repo=repo,
+                number=number,
+                target=TargetKind.pull_request,
+                trigger=trigger,
+                instructions=asked.text,
+                title=event.title,
+                body=event.body,
+                agent=last.agent,
+                model=last.model,
+                left_out=asked.left_out,
+            ),
+            is_open=event.open,
+        )
+
+    async def _join(self, jobs: list[Job], event: Event, text: str, left_out: tuple[str, ...]) -> Job | None:
+        """Add a review to a job that still waits and that another review started."""
+        for job in jobs:
+            if job.state is not JobState.queued or job.trigger.event != REVIEW_EVENT:
+                continue
+            try:
+                merged = merge(job.instructions, text)
+            except ValueError:
+                continue
+            joined = await self._store.join(job, merged, left_out, event=event.delivery_id, actor=event.actor)
+            if joined is not None:
+                log.info("a review joins a job that waits", **joined.log_context())
+                return joined
+        return None
+
+    # --- words for a job
+
+    async def tell(self, repo: Repo, number: int, trigger: Trigger, words: str, *, ordinal: int = 0) -> None:
+        """Give ``words`` to the agent that works here: it reads them when its turn is over."""
+        if not await self._conductor.allowed(repo, number, trigger):
+            return
+        event = f"{trigger.delivery_id}/{ordinal}"
+        jobs = await self._store.jobs_on(repo.id, number)
+        working = next((job for job in jobs if job.state is JobState.running), None)
+        if working is not None and self._listens(working.agent):
+            await self._store.tell(working.id, words, trigger.actor.login, event=event)
+            await self._reporter.react(repo, number, trigger, "eyes")
+            return
+        if working is not None:
+            text = (
+                f"The agent `{working.agent}` cannot be told more while it works. `/agent cancel` stops it; or write "
+                "`/agent` and what you want when it is done."
+            )
+        elif any(job.state is JobState.paused for job in jobs):
+            text = "The agent here has asked something and waits. `/agent resume` and your words answer it."
+        else:
+            text = "No agent works here. Write `/agent` and what you want done."
+        await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+
+    async def logs(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> None:
+        """Show the last lines of the newest job's log."""
+        if not await self._conductor.allowed(repo, number, trigger):
+            return
+        jobs = await self._store.jobs_on(repo.id, number)
+        text = render("comments/logs.md.j2", job=jobs[0] if jobs else None)
+        await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+
+    async def where_to_click(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> None:
+        """Say where one approves: a comment never does."""
+        if not await self._conductor.allowed(repo, number, trigger):
+            return
+        text = (
+            "A comment approves nothing. Open the pull request, then **Files changed**, **Review changes**, and choose "
+            "**Approve** or **Request changes**."
+        )
+        await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+
+    async def fix(self, request: Request, *, ordinal: int = 0, is_open: bool = True) -> Job | None:
+        """Start a job that makes the failed checks of a pull request pass; its agent is given what they said.
+
+        Where no check failed, the asker's words are an ordinary task; without words they are told so.
+        """
+        repo, number, trigger = request.repo, request.number, request.trigger
+        if not await self._conductor.allowed(repo, number, trigger):
+            return None
+        if await self._store.job(self._conductor.job_id(trigger, ordinal)) is None:
+            found = None
+            if request.target is TargetKind.pull_request:
+                pull = await self._facts.pull(repo, number)
+                found = await self._checks.read(repo, pull.head_sha)
+            if found is not None and found.failed:
+                words = [request.instructions, about_checks(found)]
+                request = request.evolve(instructions="\n\n".join(part for part in words if part))
+            elif request.instructions:
+                request = request.evolve(kind=JobKind.task)
+            else:
+                text = "No check has failed here, so there is nothing to fix."
+                if found is None:
+                    text = "An issue has no checks. Write `/agent fix` in the pull request, or say what is broken."
+                await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+                return None
+        return await self._conductor.submit(request, ordinal=ordinal, is_open=is_open)
+
+    # --- decisions (bot.approval_desk.Outcome)
+
+    async def approved(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
+        """Start the planned work, or tell the paused job that it may."""
+        if approval.kind is ApprovalKind.plan:
+            await self._conductor.submit(
+                self._after(approval, job, JobKind.task, approved_plan(approval, by=by.login, words=words))
+            )
+        else:
+            await self._answer(approval, job, by, "approves this", words)
+
+    async def refused(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
+        """Have the plan revised, or tell the paused job that it may not."""
+        if approval.kind is not ApprovalKind.plan:
+            await self._answer(approval, job, by, "refuses this", words)
+            return
+        said = None
+        if approval.review_id is not None:
+            said = await self._conversation.feedback(
+                approval.repo, approval.pull_number, approval.review_id, body=words, author=by
+            )
+        text = instructions([said]).text if said is not None and not said.empty else words
+        await self._conductor.submit(
+            self._after(
+                approval, job, JobKind.plan, text or "The reviewer wants another plan, and does not say why."
+            )
+        )
+
+    async def lapsed(self, approval: Approval, job: Job) -> None:
+        """Tell the paused job that nobody decided in time. A plan that nobody approved stays what it is."""
+        if approval.kind is not ApprovalKind.plan:
+            nobody = Actor(login="Nobody", id=0, type="Bot")
+            await self._answer(approval, job, nobody, "decided about this in time, so the answer is no", "")
+
+    def _after(self, approval: Approval, job: Job, kind: JobKind, text: str) -> Request:
+        """The next job of a plan's conversation, in its pull request, for whoever asked for the plan."""
+        return Request(
+            repo=approval.repo,
+            number=approval.pull_number,
+            target=TargetKind.pull_request,
+            trigger=Trigger(
+                delivery_id=f"approval:{approval.id}", event=DECISION_EVENT, actor=job.trigger.actor
+            ),
+            instructions=text,
+            title=job.title,
+            body=job.body,
+            agent=job.agent,
+            model=job.model,
+            timeout=job.timeout,
+            budget=job.budget,
+            kind=kind,
+            approval_id=approval.id if kind is JobKind.task else None,
+        )
+
+    async def _answer(self, approval: Approval, job: Job, by: Actor, verb: str, words: str) -> None:
+        text = f"@{by.login} {verb}." if by.id else f"{by.login} {verb}."
+        said = "\n\n".join(part for part in (text, words.strip()) if part)
+        await self._conductor.answer(job, said, by=by, event=f"approval:{approval.id}")
