@@ -127,12 +127,17 @@ def host_to_ask(text: str, operator: Operator, terms: Terms) -> str:
     return host
 
 
+def budget_now(operator: Operator, terms: Terms) -> float:
+    """US dollars that the job may spend in all; inf: no limit."""
+    return min(operator.budget_job, math.inf if terms.budget_job is None else terms.budget_job)
+
+
 def dollars_to_ask(amount: float, operator: Operator, terms: Terms) -> float:
     """``amount`` in whole cents. Raises NotGrantable."""
     wanted = round(amount, 2) if math.isfinite(amount) else 0.0
     if wanted < LEAST_DOLLARS:
         raise NotGrantable(f"dollars is how many US dollars more are needed, at least {LEAST_DOLLARS}.")
-    now = min(operator.budget_job, math.inf if terms.budget_job is None else terms.budget_job)
+    now = budget_now(operator, terms)
     if math.isinf(now):
         raise NotGrantable("This job has no budget that could be used up: go on without asking.")
     left = operator.budget_job - now
@@ -187,10 +192,15 @@ def grant_of(
 
 def _grantable_host(text: str, operator: Operator) -> str:
     """The rule of ``text``, when people may allow it. Raises NotGrantable."""
+    text = text.strip()
+    if "/" in text:
+        raise NotGrantable(
+            f"host is one host, such as example.com or example.com:8443, no URL: {text[:100]!r}."
+        )
     try:
-        rule = parse_rule(text.strip())
+        rule = parse_rule(text)
     except RuleError as error:
-        raise NotGrantable(f"host is one host, such as example.com or example.com:8443. {error}") from error
+        raise NotGrantable(f"host is one host, such as example.com or example.com:8443. {error}.") from error
     if rule.below or rule.any_port or rule.host == "*":
         raise NotGrantable("Ask for one host (example.com or example.com:8443), not for a pattern.")
     address = parse_destination(str(rule), TLS_PORT).address

@@ -182,6 +182,7 @@ class Agent(Protocol):
     llm: str | None
     instruction_file: str | None  # the file in the repository that it reads by itself
     session_paths: Sequence[str]  # below HOME: what must be kept to resume
+    tools: bool  # it is given the gateway's tools (MCP): progress, ask, request_approval
     installation: Installation | None  # None: templates/image/<name>.j2 knows
 
     def command(self, turn: Turn, *, gateway: str, token: str) -> Command:

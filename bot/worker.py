@@ -36,6 +36,7 @@ from runners.gateway.egress import Egress
 from runners.gateway.git import GitRoute
 from runners.gateway.lfs import LfsRoute
 from runners.gateway.llm import LlmProxy
+from runners.gateway.mcp import McpRoute
 from runners.gateway.server import Gateway
 from runners.lfs_remote import LfsRemote
 from runners.lfs_store import ObjectCache
@@ -68,7 +69,10 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
         max_new_bytes=settings.lfs_max_push_bytes,
     )
     git = GitRoute(max_push_bytes=settings.max_push_bytes, lfs=lfs)
-    gateway = Gateway({"git": git.serve, "llm": llm.serve}, egress=Egress.from_settings(settings))
+    mcp = McpRoute(settings, proxied=settings.runner != "local")
+    gateway = Gateway(
+        {"git": git.serve, "llm": llm.serve, "mcp": mcp.serve}, egress=Egress.from_settings(settings)
+    )
     images = create_images(settings, runner, gateway)
     try:
         await upgrade(engine)

@@ -22,8 +22,10 @@ from bot.model import FailureKind, Usage
 from bot.ports import Agent, AgentEvent, Command, Turn
 from bot.results import Transcript, Verdict, judge
 from bot.terms import Terms
+from runners.gateway.desk import Desk
 from runners.gateway.llm import LlmProxy
 from runners.gateway.llm_relay import Patience
+from runners.gateway.mcp import McpRoute
 
 KEY = "sk-real-key-0123456789"
 TOKEN = "attempt-token-abcdef"
@@ -88,9 +90,9 @@ class Outcome:
 class World:
     """What an attempt's container has: a home, a repository, and the gateway."""
 
-    def __init__(self, root: Path, binaries: Path, gateway: str, ledger: Ledger) -> None:
+    def __init__(self, root: Path, binaries: Path, gateway: str, ledger: Ledger, desk: Desk) -> None:
         self.home, self.repo = root / "home", root / "repo"
-        self.binaries, self.gateway, self.ledger = binaries, gateway, ledger
+        self.binaries, self.gateway, self.ledger, self.desk = binaries, gateway, ledger, desk
         self.tokens_seen: set[str] = set()
         for folder in (self.home, self.repo):
             folder.mkdir(exist_ok=True)
@@ -167,8 +169,11 @@ async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) 
         "llm_openai_key": KEY,
         "prices": PRICES,
     }
-    proxy = LlmProxy(fixed_settings(**(values | settings)), patience=Patience(pauses=(0.05, 0.1)))
+    set_ = fixed_settings(**(values | settings))
+    proxy, tools = LlmProxy(set_, patience=Patience(pauses=(0.05, 0.1))), McpRoute(set_)
     ledger = Ledger()
+    desk = Desk.create(tmp_path / "desk", attempt_id=ledger.attempt_id, mirror=None)
+    desk.give({"number": 1})
     seen: set[str] = set()
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -176,18 +181,26 @@ async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) 
         seen.add(given or request.headers["Authorization"].removeprefix("Bearer "))
         return await proxy.serve(request, ledger, request.path_qs.removeprefix("/llm/"))
 
+    async def call(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return web.json_response({}, status=401)  # as the gateway does
+        seen.add(TOKEN)
+        return await tools.serve(request, desk, "")
+
     app = web.Application()
+    app.router.add_route("*", "/mcp", call)
     app.router.add_route("*", "/llm/{tail:.*}", handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     try:
-        made = World(tmp_path, binaries, f"http://127.0.0.1:{runner.addresses[0][1]}", ledger)
+        made = World(tmp_path, binaries, f"http://127.0.0.1:{runner.addresses[0][1]}", ledger, desk)
         made.tokens_seen = seen
         yield made
     finally:
         await proxy.close()
         await runner.cleanup()
+        desk.close()
 
 
 def keep(name: str, outcome: Outcome, made: World) -> None:

@@ -5,6 +5,7 @@ CLAUDE_CONFIG_DIR stays unset: its default ``~/.claude`` is in the attempt's own
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from bot.model import FailureKind
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
 from runners.agents.cli import (
+    TOOLS_NAME,
     CliAgent,
     items,
     json_lines,
@@ -20,8 +22,11 @@ from runners.agents.cli import (
     number,
     summarize_call,
     text,
+    tools_url,
 )
 
+#: The variable with the attempt's token for the tools: in the place of ANTHROPIC_API_KEY it sends nothing there.
+TOKEN_VARIABLE = "AGENT_TOOLS_TOKEN"  # noqa: S105 - a name, no secret
 #: Retries of a failed request. The CLI's own default is 10, also for a wrong key: minutes of waiting.
 MAX_RETRIES = 5
 
@@ -33,17 +38,34 @@ def _start(turn: Turn, gateway: str, token: str) -> Command:
     if turn.model:
         argv += ["--model", turn.model]
     argv += ["--resume" if turn.resume else "--session-id", turn.session_id]
+    # no other servers: those of a repository would be programs of its own choice
+    argv += ["--mcp-config", json.dumps(_tools(gateway)), "--strict-mcp-config"]
     return Command(
         argv=argv,
         stdin=turn.prompt,
         env={
             "ANTHROPIC_BASE_URL": f"{gateway}/llm/anthropic",
             "ANTHROPIC_API_KEY": token,
+            TOKEN_VARIABLE: token,
             "DISABLE_AUTOUPDATER": "1",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
             "CLAUDE_CODE_MAX_RETRIES": str(MAX_RETRIES),
         },
     )
+
+
+def _tools(gateway: str) -> dict[str, Any]:
+    # https://code.claude.com/docs/en/mcp; the CLI fills in the token from its environment
+    return {
+        "mcpServers": {
+            TOOLS_NAME: {
+                "type": "http",
+                "url": tools_url(gateway),
+                "headers": {"Authorization": f"Bearer ${{{TOKEN_VARIABLE}}}"},
+                "alwaysLoad": True,  # else they are found by searching only
+            }
+        }
+    }
 
 
 def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
@@ -140,6 +162,7 @@ CLAUDE = CliAgent(
     llm="anthropic",
     instruction_file="CLAUDE.md",
     session_paths=(".claude",),
+    tools=True,
     start=_start,
     translate=json_lines(_translate),
 )

@@ -30,6 +30,7 @@ class CliAgent:
     session_paths: Sequence[str]
     start: Callable[[Turn, str, str], Command]
     translate: Callable[[str], list[AgentEvent]]
+    tools: bool = False
     installation: Installation | None = None
 
     def command(self, turn: Turn, *, gateway: str, token: str) -> Command:
@@ -114,6 +115,15 @@ def messages_usage(value: object) -> Usage:
         cache_write_tokens=number(usage.get("cache_creation_input_tokens")),
         cost=None,
     )
+
+
+#: By which name agents know the server of the gateway's tools, and where it is.
+TOOLS_NAME = "bot"
+
+
+def tools_url(gateway: str) -> str:
+    """Where the gateway serves its tools (MCP over HTTP), seen from the container."""
+    return f"{gateway}/mcp"
 
 
 def summarize_call(name: str, arguments: Mapping[str, Any]) -> str:

@@ -15,7 +15,17 @@ import orjson
 from bot.model import FailureKind, Usage
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
-from runners.agents.cli import CliAgent, items, json_lines, mapping, number, summarize_call, text
+from runners.agents.cli import (
+    TOOLS_NAME,
+    CliAgent,
+    items,
+    json_lines,
+    mapping,
+    number,
+    summarize_call,
+    text,
+    tools_url,
+)
 
 #: The variable with the attempt's token. Not one of OpenAI's names: those would switch the built-in provider on.
 TOKEN_VARIABLE = "AGENT_LLM_TOKEN"  # noqa: S105 - a name, no secret
@@ -53,6 +63,8 @@ def _start(turn: Turn, gateway: str, token: str) -> Command:
     argv = ["codex", "exec"]
     if turn.resume:
         argv.append("resume")
+    # an argument counts over the repository's own settings
+    argv += ["-c", _tools(gateway)]
     # the container is the sandbox
     argv += ["--json", "--dangerously-bypass-approvals-and-sandbox", "--skip-git-repo-check"]
     if turn.resume:
@@ -65,6 +77,14 @@ def _start(turn: Turn, gateway: str, token: str) -> Command:
     )
     return Command(
         argv=argv, stdin=turn.prompt, env={TOKEN_VARIABLE: token}, files={".codex/config.toml": config}
+    )
+
+
+def _tools(gateway: str) -> str:
+    # https://developers.openai.com/codex/mcp
+    return (
+        f"mcp_servers.{TOOLS_NAME}={{url={_toml(tools_url(gateway))}, "
+        f'bearer_token_env_var="{TOKEN_VARIABLE}", default_tools_approval_mode="approve"}}'
     )
 
 
@@ -160,6 +180,7 @@ CODEX = CliAgent(
     llm="openai",
     instruction_file="AGENTS.md",
     session_paths=(".codex",),
+    tools=True,
     start=_start,
     translate=json_lines(_translate),
 )

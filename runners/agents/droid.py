@@ -19,7 +19,16 @@ import orjson
 from bot.model import FailureKind
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
-from runners.agents.cli import CliAgent, json_lines, mapping, messages_usage, summarize_call, text
+from runners.agents.cli import (
+    TOOLS_NAME,
+    CliAgent,
+    json_lines,
+    mapping,
+    messages_usage,
+    summarize_call,
+    text,
+    tools_url,
+)
 from runners.agents.models import model_of
 
 #: The variable with the attempt's token, named in the settings.
@@ -68,8 +77,22 @@ def _start(turn: Turn, gateway: str, token: str) -> Command:
             "FACTORY_DISABLE_KEYRING": "true",
             "FACTORY_DROID_AUTO_UPDATE_ENABLED": "0",
         },
-        files={".factory/settings.json": json.dumps(settings)},
+        files={
+            ".factory/settings.json": json.dumps(settings),
+            ".factory/mcp.json": json.dumps(_tools(gateway)),
+        },
     )
+
+
+def _tools(gateway: str) -> dict[str, Any]:
+    # https://docs.factory.ai/cli/configuration/mcp; the CLI fills in the token from its environment
+    server = {
+        "type": "http",
+        "url": tools_url(gateway),
+        "headers": {"Authorization": f"Bearer ${{{TOKEN_VARIABLE}}}"},
+        "disabled": False,
+    }
+    return {"mcpServers": {TOOLS_NAME: server}}
 
 
 def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
@@ -125,6 +148,7 @@ DROID = CliAgent(
     llm="openai",
     instruction_file="AGENTS.md",
     session_paths=(".factory/sessions",),
+    tools=True,
     start=_start,
     translate=json_lines(_translate),
 )

@@ -16,8 +16,20 @@ import orjson
 from bot.model import FailureKind, Usage
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
-from runners.agents.cli import CliAgent, json_lines, literal_at_signs, mapping, number, summarize_call, text
+from runners.agents.cli import (
+    TOOLS_NAME,
+    CliAgent,
+    json_lines,
+    literal_at_signs,
+    mapping,
+    number,
+    summarize_call,
+    text,
+    tools_url,
+)
 
+#: The variable with the attempt's token for the tools, named in the settings.
+TOKEN_VARIABLE = "AGENT_TOOLS_TOKEN"  # noqa: S105 - a name, no secret
 #: Tries of one request. The CLI's own default is 10, which is minutes of waiting; 3 are 15 seconds or so.
 MAX_ATTEMPTS = 3
 
@@ -55,12 +67,23 @@ def _start(turn: Turn, gateway: str, token: str) -> Command:
         env={
             "GOOGLE_GEMINI_BASE_URL": f"{gateway}/llm/gemini",
             "GEMINI_API_KEY": token,
+            TOKEN_VARIABLE: token,
             "GEMINI_CLI_NO_RELAUNCH": "true",  # else a parent process swallows SIGTERM
             "GEMINI_SANDBOX": "false",
             "GEMINI_TELEMETRY_ENABLED": "false",
         },
-        files={".gemini/settings.json": json.dumps(_SETTINGS, indent=2)},
+        files={".gemini/settings.json": json.dumps(_SETTINGS | _tools(gateway), indent=2)},
     )
+
+
+def _tools(gateway: str) -> dict[str, Any]:
+    # https://geminicli.com/docs/tools/mcp-server/; the CLI fills in the token from its environment
+    server = {
+        "httpUrl": tools_url(gateway),
+        "headers": {"Authorization": f"Bearer ${{{TOKEN_VARIABLE}}}"},
+        "trust": True,
+    }
+    return {"mcpServers": {TOOLS_NAME: server}}
 
 
 def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
@@ -130,6 +153,7 @@ GEMINI = CliAgent(
     instruction_file="GEMINI.md",
     # the conversations, and which of their folders belongs to which repository
     session_paths=(".gemini/tmp", ".gemini/projects.json"),
+    tools=True,
     start=_start,
     translate=json_lines(_translate),
 )

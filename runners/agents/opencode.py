@@ -14,7 +14,16 @@ from typing import Any
 from bot.model import FailureKind, Usage
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
-from runners.agents.cli import CliAgent, json_lines, mapping, number, summarize_call, text
+from runners.agents.cli import (
+    TOOLS_NAME,
+    CliAgent,
+    json_lines,
+    mapping,
+    number,
+    summarize_call,
+    text,
+    tools_url,
+)
 from runners.agents.models import Model, model_of
 
 #: The provider's id in OpenCode's configuration, and the variable with the attempt's token.
@@ -65,6 +74,16 @@ def _config(model: Model, gateway: str) -> dict[str, Any]:
         "model": f"{PROVIDER}/{model.name}",
         "small_model": f"{PROVIDER}/{model.name}",
         "enabled_providers": [PROVIDER],
+        # https://opencode.ai/docs/mcp-servers/
+        "mcp": {
+            TOOLS_NAME: {
+                "type": "remote",
+                "url": tools_url(gateway),
+                "headers": {"Authorization": f"Bearer {{env:{TOKEN_VARIABLE}}}"},
+                "oauth": False,
+                "enabled": True,
+            }
+        },
         "provider": {
             PROVIDER: {
                 "npm": PACKAGES[model.api],
@@ -149,6 +168,7 @@ OPENCODE = CliAgent(
         ".local/share/opencode/opencode.db-wal",
         ".local/share/opencode/opencode.db-shm",
     ),
+    tools=True,
     start=_start,
     translate=json_lines(_translate),
 )

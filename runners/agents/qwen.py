@@ -16,7 +16,19 @@ from bot.model import FailureKind, Usage
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
 from runners.agents.claude import assistant, tool_results
-from runners.agents.cli import CliAgent, json_lines, literal_at_signs, mapping, number, text
+from runners.agents.cli import (
+    TOOLS_NAME,
+    CliAgent,
+    json_lines,
+    literal_at_signs,
+    mapping,
+    number,
+    text,
+    tools_url,
+)
+
+#: The variable with the attempt's token for the tools, named in the settings.
+TOKEN_VARIABLE = "AGENT_TOOLS_TOKEN"  # noqa: S105 - a name, no secret
 
 _FAILED = "[API Error:"
 
@@ -48,11 +60,22 @@ def _start(turn: Turn, gateway: str, token: str) -> Command:
         env={
             "OPENAI_BASE_URL": f"{gateway}/llm/openai",
             "OPENAI_API_KEY": token,
+            TOKEN_VARIABLE: token,
             "QWEN_CODE_NO_RELAUNCH": "true",
             "QWEN_SANDBOX": "false",
         },
-        files={".qwen/settings.json": json.dumps(_SETTINGS, indent=2)},
+        files={".qwen/settings.json": json.dumps(_SETTINGS | _tools(gateway), indent=2)},
     )
+
+
+def _tools(gateway: str) -> dict[str, Any]:
+    # https://qwenlm.github.io/qwen-code-docs/en/users/features/mcp/; the CLI fills in the token from its environment
+    server = {
+        "httpUrl": tools_url(gateway),
+        "headers": {"Authorization": f"Bearer ${{{TOKEN_VARIABLE}}}"},
+        "trust": True,
+    }
+    return {"mcpServers": {TOOLS_NAME: server}}
 
 
 def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
@@ -126,6 +149,7 @@ QWEN = CliAgent(
     llm="openai",
     instruction_file="QWEN.md",
     session_paths=(".qwen/projects",),
+    tools=True,
     start=_start,
     translate=json_lines(_translate),
 )

@@ -24,6 +24,7 @@ from aiohttp.typedefs import Handler
 
 from bot.errors import InfrastructureError
 from runners import shim
+from runners.gateway import bodies
 from runners.gateway.desk import BadMessage, Desk
 from runners.gateway.egress import CHUNK, Egress
 
@@ -41,7 +42,6 @@ MAX_SESSION_BODY = 2 * shim.MAX_SESSION  # the archive of many small files is la
 MAX_READ = 64 << 20
 MAX_CONNECTIONS = 256  # of one attempt: its container must not use up the worker's descriptors
 FIRST_SECONDS = 60.0  # for a connection's first bytes
-BODY_SECONDS = 60.0
 SESSION_SECONDS = 300.0
 CLOSE_SECONDS = 5.0
 SOCKET = "gateway.sock"
@@ -215,10 +215,10 @@ class _Door:
                 number = rest.removesuffix("/outcome")
                 if not (number.isascii() and number.isdigit() and len(number) < 7):
                     return _error(404, "There is no such turn.")
-                self._desk.take_outcome(int(number), await _body(request, MAX_OUTCOME_BODY))
+                self._desk.take_outcome(int(number), await bodies.whole(request, MAX_OUTCOME_BODY))
                 return web.json_response({})
             case ("POST", "events", ""):
-                acked = self._desk.take_events(await _body(request, MAX_EVENTS_BODY))
+                acked = self._desk.take_events(await bodies.whole(request, MAX_EVENTS_BODY))
                 return web.json_response({"acked": acked})
             case ("POST", "heartbeat", ""):
                 return web.Response(status=204)
@@ -263,7 +263,7 @@ class _Door:
                         async for chunk in request.content.iter_chunked(1 << 18):
                             size += len(chunk)
                             if size > MAX_SESSION_BODY:
-                                raise _too_large(MAX_SESSION_BODY, size)
+                                raise bodies.too_large(MAX_SESSION_BODY, size)
                             file.write(chunk)
                 await asyncio.to_thread(self._desk.take_session, received)
             finally:
@@ -355,24 +355,6 @@ def _error(status: int, message: str, *, challenge: bool = False) -> web.Respons
     # git asks for a password only where it is challenged (RFC 9110, 11.6.1)
     headers = {"WWW-Authenticate": 'Basic realm="attempt"'} if challenge else None
     return web.json_response({"error": message}, status=status, headers=headers)
-
-
-async def _body(request: web.Request, limit: int) -> bytes:
-    """The whole body. Raises HTTPRequestEntityTooLarge, TimeoutError."""
-    if request.content_length is not None and request.content_length > limit:
-        raise _too_large(limit, request.content_length)
-    body = bytearray()
-    async with asyncio.timeout(BODY_SECONDS):
-        async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > limit:  # compressed or chunked: only now we know
-                raise _too_large(limit, len(body))
-    return bytes(body)
-
-
-def _too_large(limit: int, size: int) -> web.HTTPRequestEntityTooLarge:
-    text = f"The body has {size} bytes or more; at most {limit} are taken."
-    return web.HTTPRequestEntityTooLarge(max_size=limit, actual_size=size, text=text)
 
 
 def _listen(folder: Path) -> socket.socket:

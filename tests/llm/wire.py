@@ -123,6 +123,8 @@ def responses_document(turn: Turn, model: str) -> dict[str, Any]:
         )
     for call in turn.calls:
         item = {"call_id": new_id("call"), "name": call["name"], "status": "completed"}
+        if "namespace" in call:  # of the tools of an MCP server
+            item["namespace"] = call["namespace"]
         if "raw" in call:
             item |= {"type": "custom_tool_call", "id": new_id("ctc"), "input": call["raw"]}
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 
 import pytest
@@ -25,22 +26,32 @@ def command(name: str, gateway: str = "{gateway}", **changes: object) -> Command
     return agent(name, settings).command(turn(**changes), gateway=gateway, token=TOKEN)  # type: ignore[arg-type]
 
 
+#: Where the gateway's tools are, and which variable holds the token for them.
+TOOLS = "{gateway}/mcp"
+BEARER = {"Authorization": "Bearer ${AGENT_TOOLS_TOKEN}"}
+
+
 def test_claude() -> None:
     first = command("claude")
-    assert first.argv == [
+    *argv, option, tools, strict = first.argv
+    assert argv == [
         *("claude", "-p", "--output-format", "stream-json", "--verbose", "--dangerously-skip-permissions"),
         *("--model", "m1", "--session-id", SESSION),
     ]
+    assert (option, strict) == ("--mcp-config", "--strict-mcp-config")
+    server = {"type": "http", "url": TOOLS, "headers": BEARER, "alwaysLoad": True}
+    assert json.loads(tools) == {"mcpServers": {"bot": server}}
     assert first.stdin == "```sh\nmake\n```"
     assert first.files == {}
     assert first.env == {
         "ANTHROPIC_BASE_URL": "{gateway}/llm/anthropic",
         "ANTHROPIC_API_KEY": TOKEN,
+        "AGENT_TOOLS_TOKEN": TOKEN,
         "DISABLE_AUTOUPDATER": "1",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_MAX_RETRIES": "5",
     }
-    assert command("claude", resume=True, model=None).argv[-3:] == [
+    assert command("claude", resume=True, model=None).argv[-6:-3] == [
         "--dangerously-skip-permissions",
         "--resume",
         SESSION,
@@ -50,8 +61,23 @@ def test_claude() -> None:
 def test_codex() -> None:
     first = command("codex")
     options = ["--json", "--dangerously-bypass-approvals-and-sandbox", "--skip-git-repo-check"]
-    assert first.argv == ["codex", "exec", *options, "-"]
-    assert command("codex", resume=True).argv == ["codex", "exec", "resume", *options, SESSION, "-"]
+    option, tools = first.argv[2:4]
+    assert first.argv == ["codex", "exec", option, tools, *options, "-"]
+    assert command("codex", resume=True).argv == [
+        *("codex", "exec", "resume", option, tools, *options, SESSION, "-")
+    ]
+    assert (option, tomllib.loads(tools)) == (
+        "-c",
+        {
+            "mcp_servers": {
+                "bot": {
+                    "url": TOOLS,
+                    "bearer_token_env_var": "AGENT_LLM_TOKEN",
+                    "default_tools_approval_mode": "approve",
+                }
+            }
+        },
+    )
     assert first.stdin == "```sh\nmake\n```"
     config = tomllib.loads(first.files[".codex/config.toml"])
     assert config["model"] == "m1"
@@ -78,6 +104,40 @@ def test_token_and_prompt_are_never_arguments(name: str) -> None:
     prompt = "secret words\n```sh\nmake everything\n```"
     made = command(name, prompt=prompt)
     assert not any(TOKEN in argument or "make everything" in argument for argument in made.argv)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("gemini", ".gemini/settings.json"), ("qwen", ".qwen/settings.json")]
+)
+@pytest.mark.parametrize("resume", [False, True])
+def test_gemini_and_qwen_have_the_tools(name: str, file: str, resume: bool) -> None:
+    made = command(name, resume=resume)
+    settings = json.loads(made.files[file])
+    assert settings["mcpServers"] == {"bot": {"httpUrl": TOOLS, "headers": BEARER, "trust": True}}
+    assert settings["telemetry"] == {"enabled": False}  # and the other settings are still there
+    assert made.env["AGENT_TOOLS_TOKEN"] == TOKEN
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_opencode_and_droid_have_the_tools(resume: bool) -> None:
+    opencode, droid = (command(name, resume=resume) for name in ("opencode", "droid"))
+    server = json.loads(opencode.env["OPENCODE_CONFIG_CONTENT"])["mcp"]["bot"]
+    assert (server["type"], server["url"], server["oauth"]) == ("remote", TOOLS, False)
+    assert server["headers"] == {"Authorization": "Bearer {env:AGENT_LLM_TOKEN}"}
+    server = json.loads(droid.files[".factory/mcp.json"])["mcpServers"]["bot"]
+    assert (server["type"], server["url"]) == ("http", TOOLS)
+    assert server["headers"] == {"Authorization": "Bearer ${AGENT_LLM_TOKEN}"}
+    assert opencode.env["AGENT_LLM_TOKEN"] == droid.env["AGENT_LLM_TOKEN"] == TOKEN
+
+
+def test_who_has_the_tools() -> None:
+    settings = fixed_settings(custom_agents={"mine": {"argv": ["mycli"]}})
+    have = {name for name in known_agents(settings) if agent(name, settings).tools}
+    assert have == {"claude", "codex", "gemini", "opencode", "qwen", "droid"}
+    for name in known_agents():
+        made = command(name)
+        assert ("{gateway}/mcp" in str(made)) == (name in have)
+        assert not any(TOKEN in text for text in made.files.values())
 
 
 @pytest.mark.parametrize("name", ["claude", "codex"])
