@@ -8,9 +8,10 @@ against the official description, every request too.
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 
@@ -198,6 +199,7 @@ class Api:
             return await self._answer_graphql(request)
         actor: Actor | None = None
         operation: Operation | None = None
+        request = self._by_name(request)
         try:
             operation, args, problems = self._route(request)
             actor = authenticate(self._github, request.headers.get("authorization", ""))
@@ -237,6 +239,31 @@ class Api:
         if key:
             headers |= github.rate_limit.headers(key, github.now())
         return Response(status, headers, orjson.dumps(data))
+
+    def _by_name(self, request: Request) -> Request:
+        """``/repositories/{id}``, where moved repositories redirect to, is as good as ``/repos/{owner}/{repo}``."""
+        found = re.match(r"/repositories/(\d+)(?=/|$)", request.path)
+        repository = self._github.world.repositories.get(int(found[1])) if found else None
+        if found is None or repository is None:
+            return request
+        return replace(request, path=f"/repos/{repository.full_name}{request.path[found.end() :]}")
+
+    def _moved(self, request: Request, actor: Actor, owner: str, name: str) -> Refusal | None:
+        """Where a repository that was renamed or transferred is now.
+
+        https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api#follow-redirects
+        """
+        repository = self._github.world.repositories.get(
+            self._github.world.moved.get(f"{owner}/{name}".lower(), 0)
+        )
+        if repository is None or not can_see(self._github, actor, repository):
+            return None
+        rest = request.path.split("/", 4)[4:]
+        query = f"?{request.query}" if request.query else ""
+        url = "/".join([f"{self._github.base_url}/repositories/{repository.id}", *rest]) + query
+        # 307 lets a client repeat its method and body
+        status = 301 if request.method in ("GET", "HEAD") else 307
+        return Refusal(status, "Moved Permanently", headers={"Location": url}, more={"url": url})
 
     def _route(self, request: Request) -> tuple[Operation, dict[str, str], list[Problem]]:
         if not request.headers.get("user-agent"):
@@ -282,7 +309,7 @@ class Api:
             args=args,
             query=dict(parse_qsl(request.query)),
             body=None,
-            found_repository=self._visible(actor, args, operation.id),
+            found_repository=self._visible(request, actor, args, operation.id),
         )
         if actor.kind == "installation":
             self._token_may(actor, operation.id)
@@ -292,7 +319,7 @@ class Api:
         return await self._handlers[operation.id](call)
 
     def _not_suspended(self, actor: Actor) -> None:
-        if actor.token is not None:
+        if actor.token is not None and actor.token.app is None:
             installation = self._github.world.installations[actor.token.installation_id]
             if installation.suspended_at is not None:
                 raise Refusal(403, "This installation has been suspended")
@@ -309,10 +336,14 @@ class Api:
                 401, "This endpoint takes an installation access token, not the App's JSON web token."
             )
 
-    def _visible(self, actor: Actor, args: Mapping[str, str], operation: str) -> Repository | None:
+    def _visible(
+        self, request: Request, actor: Actor, args: Mapping[str, str], operation: str
+    ) -> Repository | None:
         if "repo" not in args:
             return None
         repository = self._github.world.repository(args["owner"], args["repo"])
+        if repository is None and (moved := self._moved(request, actor, args["owner"], args["repo"])):
+            raise moved
         foreign = repository is not None and self._github.world.installation_for(repository) is None
         if operation == "repos/get" and repository and foreign and not repository.private:
             return repository  # everybody sees it, and installations are somebody

@@ -8,6 +8,7 @@ from typing import Any
 
 from bot.sandbox.api import Answer, Call, Handler
 from bot.sandbox.auth import new_installation_token
+from bot.sandbox.installing import suspend, uninstall, unsuspend
 from bot.sandbox.permissions import covers
 from bot.sandbox.present import iso
 from bot.sandbox.refusals import Refusal, not_found
@@ -46,6 +47,24 @@ async def get_account_installation(call: Call) -> Answer:
         if installation.account.lower() == login:
             return Answer(data=call.github.present.installation(installation))
     raise not_found()
+
+
+async def suspend_installation(call: Call) -> Answer:
+    """PUT /app/installations/{installation_id}/suspended."""
+    suspend(call.github, _installation(call), call.login)
+    return Answer(204)
+
+
+async def unsuspend_installation(call: Call) -> Answer:
+    """DELETE /app/installations/{installation_id}/suspended."""
+    unsuspend(call.github, _installation(call), call.login)
+    return Answer(204)
+
+
+async def delete_installation(call: Call) -> Answer:
+    """DELETE /app/installations/{installation_id}."""
+    uninstall(call.github, _installation(call), call.login)
+    return Answer(204)
 
 
 async def create_token(call: Call) -> Answer:
@@ -110,6 +129,9 @@ OPERATIONS: dict[str, Handler] = {
     "apps/get-repo-installation": get_repo_installation,
     "apps/get-org-installation": get_account_installation,
     "apps/get-user-installation": get_account_installation,
+    "apps/suspend-installation": suspend_installation,
+    "apps/unsuspend-installation": unsuspend_installation,
+    "apps/delete-installation": delete_installation,
     "apps/create-installation-access-token": create_token,
     "apps/revoke-installation-access-token": revoke_token,
     "apps/list-repos-accessible-to-installation": list_repositories,

@@ -36,7 +36,9 @@ class Actor:
     @property
     def rate_key(self) -> str:
         """Whose rate limit is used up: the installation's, not the single token's."""
-        return f"installation {self.token.installation_id}" if self.token else f"{self.kind} {self.login}"
+        if self.token is None:
+            return f"{self.kind} {self.login}"
+        return f"installation {self.token.app or self.token.installation_id}"
 
 
 def user_token(login: str) -> str:
@@ -71,13 +73,19 @@ def authenticate(github: GitHub, authorization: str) -> Actor:
         raise Refusal(401, "Requires authentication")
     token = github.world.tokens.get(credential)
     if token is not None:
-        if token.expires_at <= github.now() or token.installation_id not in github.world.installations:
+        if token.expires_at <= github.now():
+            raise bad_credentials()
+        if token.app is not None:
+            return Actor("installation", github.world.other_apps[token.app].bot_login, token, credential)
+        if token.installation_id not in github.world.installations:
             raise bad_credentials()
         return Actor("installation", github.world.app.bot_login, token, credential)
     if credential.endswith(_USER_TOKEN_SUFFIX):
         user = github.world.users.get(credential.removesuffix(_USER_TOKEN_SUFFIX))
         if user is None or user.type != "User":
             raise bad_credentials()
+        if user.suspended_at is not None:
+            raise Refusal(403, "Sorry. Your account was suspended.")
         return Actor("user", user.login)
     if credential.count(".") == 2 and not credential.startswith("ghs_"):
         return _app(github, credential)
@@ -90,6 +98,8 @@ def can_see(github: GitHub, actor: Actor, repository: Repository) -> bool:
         return ROLES[github.world.role(repository, actor.login)] > 0
     if actor.token is None:
         return github.world.installation_for(repository) is not None
+    if actor.token.app is not None:
+        return True  # other people's Apps are installed everywhere
     covering = github.world.installation_for(repository)
     narrowed_away = actor.token.repository_ids is not None and repository.id not in actor.token.repository_ids
     return covering is not None and covering.id == actor.token.installation_id and not narrowed_away

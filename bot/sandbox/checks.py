@@ -21,7 +21,9 @@ from bot.sandbox.suites import suite_for
 def tell_run(
     github: GitHub, repository: Repository, run: CheckRun, sender: str, action: str, **more: Any
 ) -> None:
-    """Raise ``check_run``."""
+    """Raise ``check_run``. Only the App that made the run is told what people do with it."""
+    if run.app is not None and action in ("rerequested", "requested_action"):
+        return
     suite = repository.check_suites[run.suite_id]
     shown = github.present.check_run(repository, run)
     shown["check_suite"] = github.present.check_suite(repository, suite)
@@ -50,7 +52,8 @@ async def create_run(call: Call) -> Answer:
     sha = body["head_sha"]
     if await call.git.object_type(sha) != "commit":
         raise Refusal(422, f"No commit found for SHA: {sha}")
-    suite = suite_for(github, repository, sha, await _branch_at(call, sha))
+    app = call.actor.token.app if call.actor.token else None
+    suite = suite_for(github, repository, sha, await _branch_at(call, sha), app)
     run = CheckRun(
         id=github.world.next_id(),
         suite_id=suite.id,
@@ -58,20 +61,27 @@ async def create_run(call: Call) -> Answer:
         head_sha=sha,
         status="queued",
         started_at=github.now(),
+        app=app,
     )
     repository.check_runs[run.id] = run
     _write(call, run)
     tell_run(github, repository, run, call.login, "created")
-    await _tell_completion(call, run, was="queued")
+    await tell_completion(github, repository, run, call.login, was="queued")
     return Answer(201, github.present.check_run(repository, run))
 
 
 async def update_run(call: Call) -> Answer:
     """PATCH /repos/{owner}/{repo}/check-runs/{check_run_id}."""
     run = _run(call)
+    if call.actor.token is not None and call.actor.token.app != run.app:
+        raise Refusal(
+            403,
+            f"Invalid app_id `{call.login}` - check run can only be "
+            "modified by the GitHub App that created it.",
+        )
     was = run.status
     _write(call, run)
-    await _tell_completion(call, run, was=was)
+    await tell_completion(call.github, call.repository, run, call.login, was=was)
     return Answer(data=call.github.present.check_run(call.repository, run))
 
 
@@ -118,9 +128,10 @@ async def create_suite(call: Call) -> Answer:
     sha = call.body["head_sha"]
     if await call.git.object_type(sha) != "commit":
         raise Refusal(422, f"No commit found for SHA: {sha}")
-    known = {suite.head_sha for suite in call.repository.check_suites.values()}
-    suite = suite_for(call.github, call.repository, sha, await _branch_at(call, sha))
-    return Answer(200 if sha in known else 201, await _suite_json(call, suite))
+    app = call.actor.token.app if call.actor.token else None
+    known = {(suite.head_sha, suite.app) for suite in call.repository.check_suites.values()}
+    suite = suite_for(call.github, call.repository, sha, await _branch_at(call, sha), app)
+    return Answer(200 if (sha, app) in known else 201, await _suite_json(call, suite))
 
 
 async def get_suite(call: Call) -> Answer:
@@ -133,7 +144,8 @@ async def rerequest_suite(call: Call) -> Answer:
     suite = _suite(call)
     shown = call.github.present.check_suite(call.repository, suite)
     payload = {"action": "rerequested", "check_suite": shown}
-    call.github.emit("check_suite", call.repository, call.login, payload)
+    if suite.app is None:
+        call.github.emit("check_suite", call.repository, call.login, payload)
     return Answer(201, {})
 
 
@@ -144,6 +156,7 @@ async def list_suites_for_ref(call: Call) -> Answer:
         await _suite_json(call, suite)
         for suite in call.repository.check_suites.values()
         if suite.head_sha == sha
+        and call.query.get("app_id") in (None, str(call.github.world.app_named(suite.app).id))
     ]
     return call.page(shown, lambda one: one, inside="check_suites")
 
@@ -203,9 +216,14 @@ def _runs(call: Call, runs: list[CheckRun]) -> Answer:
         for run in runs
         if wanted.get("check_name", run.name) == run.name and wanted.get("status", run.status) == run.status
     ]
+    if "app_id" in call.query:
+        world, wanted_app = call.github.world, int(call.query["app_id"])
+        runs = [run for run in runs if world.app_named(run.app).id == wanted_app]
     if call.query.get("filter", "latest") == "latest":
         # of several runs with one name, the newest counts
-        runs = list({run.name: run for run in sorted(runs, key=operator.attrgetter("id"))}.values())
+        runs = list(
+            {(run.app, run.name): run for run in sorted(runs, key=operator.attrgetter("id"))}.values()
+        )
     return call.page(
         runs, lambda run: call.github.present.check_run(call.repository, run), inside="check_runs"
     )
@@ -245,15 +263,17 @@ def _write(call: Call, run: CheckRun) -> None:
         run.status, run.conclusion, run.completed_at = body["status"], None, None
 
 
-async def _tell_completion(call: Call, run: CheckRun, *, was: str) -> None:
+async def tell_completion(
+    github: GitHub, repository: Repository, run: CheckRun, sender: str, *, was: str
+) -> None:
+    """Raise what follows when a run is completed, and merge what waited for it."""
     if run.status != "completed" or was == "completed":
         return
-    tell_run(call.github, call.repository, run, call.login, "completed")
-    suite = call.repository.check_suites[run.suite_id]
-    suite.updated_at = call.github.now()
-    runs = [one for one in call.repository.check_runs.values() if one.suite_id == suite.id]
+    tell_run(github, repository, run, sender, "completed")
+    suite = repository.check_suites[run.suite_id]
+    suite.updated_at = github.now()
+    runs = [one for one in repository.check_runs.values() if one.suite_id == suite.id]
     if suite_state(runs)[0] == "completed":
-        shown = call.github.present.check_suite(call.repository, suite)
-        payload = {"action": "completed", "check_suite": shown}
-        call.github.emit("check_suite", call.repository, call.login, payload)
-    await settle(call.github, call.repository)
+        shown = github.present.check_suite(repository, suite)
+        github.emit("check_suite", repository, sender, {"action": "completed", "check_suite": shown})
+    await settle(github, repository)

@@ -20,8 +20,9 @@ from bot.sandbox.rules import broken_rules
 JSON = "application/json"
 
 # Answers that every operation may give, although the description lists them for some only.
-_ANYWHERE = frozenset({304, 400, 401, 403, 404, 409, 415, 422, 429, 500, 501, 502, 503})
+_ANYWHERE = frozenset({301, 304, 307, 400, 401, 403, 404, 409, 415, 422, 429, 500, 501, 502, 503})
 _MAX_ERRORS = 5
+_BY_ID = re.compile(r"^/repositories/\d+(?=/|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,11 @@ class GitHubDescription:
     # ---- look-up
 
     def find(self, method: str, path: str) -> tuple[Operation, dict[str, str]] | None:
-        """The operation behind a request line, and its path parameters decoded; ``path`` is encoded."""
+        """The operation behind a request line, and its path parameters decoded; ``path`` is encoded.
+
+        Redirections of moved repositories lead to ``/repositories/{id}``, which the description does not mention.
+        """
+        path = _BY_ID.sub("/repos/-/-", path)
         for operation in self._routes.get(method.upper(), ()):
             if match := operation.pattern.fullmatch(path):
                 return operation, {name: unquote(value) for name, value in match.groupdict().items()}

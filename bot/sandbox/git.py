@@ -96,6 +96,8 @@ class GitRepository:
             "uploadpack.allowFilter": "true",
             "uploadpack.allowAnySHA1InWant": "true",
             "receive.fsckObjects": "true",
+            # GitHub keeps the heads of pull requests there, and nobody may push them
+            "receive.hideRefs": "refs/pull",
         }.items():
             await self.run("config", key, value)
         hook = self.path / "hooks" / "pre-receive"
@@ -175,6 +177,10 @@ class GitRepository:
     async def delete_ref(self, name: str) -> None:
         """Delete a ref."""
         await self.run("update-ref", "-d", name)
+
+    async def fetch(self, other: GitRepository, *refspecs: str) -> None:
+        """Copy refs and what they need from another repository on this disk."""
+        await self.run("fetch", "--quiet", "--no-tags", "--no-write-fetch-head", str(other.path), *refspecs)
 
     # ---- history
 

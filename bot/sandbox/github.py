@@ -74,6 +74,8 @@ class GitHub:
         self.rate_limit = RateLimit()
         self.problems: list[RecordedProblem] = []
         self.webhooks = WebhookSender(hook_id=world.app.id + 1, app_id=world.app.id)
+        self.log_links: dict[str, tuple[int, int, datetime]] = {}
+        """Signature of a log's address to repository, job and end."""
         self._repositories: dict[int, GitRepository] = {}
 
     def now(self) -> datetime:
@@ -147,7 +149,21 @@ class GitHub:
         self.world.repositories[repository.id] = repository
         return repository
 
+    async def move(self, repository: Repository, owner: str, name: str) -> None:
+        """Let a repository lie under another name; who pushes meanwhile is waited for."""
+        git = self.git(repository)
+        async with git.lock:
+            path = self.git_root / owner / f"{name}.git"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            git.path.rename(path)
+            git.path = path
+            repository.owner, repository.name = owner, name
+
     # ---- webhooks
+
+    def tell_app(self, event: str, payload: dict[str, Any], installation_id: int) -> None:
+        """Tell the App something that it did not have to subscribe to."""
+        self._deliver(event, payload, None, installation_id)
 
     def emit(self, event: str, repository: Repository, sender: str, payload: Mapping[str, Any]) -> None:
         """Tell the App about something, if it is installed here and wants to know."""

@@ -15,9 +15,18 @@ from bot.sandbox.api import Api, Request
 from bot.sandbox.auth import user_token
 from bot.sandbox.checks import request_action
 from bot.sandbox.github import GitHub
+from bot.sandbox.installing import (
+    accept_permissions,
+    choose_repositories,
+    install,
+    suspend,
+    uninstall,
+    unsuspend,
+)
 from bot.sandbox.permissions import ROLES
 from bot.sandbox.present import Json
 from bot.sandbox.pushes import move_ref
+from bot.sandbox.state import Installation
 
 
 class HumanError(Exception):
@@ -52,6 +61,9 @@ class Human:
         self._api = api
         self.login = login
 
+    def _credential(self) -> str:
+        return user_token(self.login)
+
     async def request(self, method: str, path: str, body: Any = None) -> Any:
         """Call any REST operation; returns the decoded answer, None for an empty one."""
         response = await self._api.handle(
@@ -60,7 +72,7 @@ class Human:
                 path=quote(path.partition("?")[0], safe="/%:@"),
                 query=path.partition("?")[2],
                 headers={
-                    "authorization": f"token {user_token(self.login)}",
+                    "authorization": f"token {self._credential()}",
                     "user-agent": "a person's browser",
                     "content-type": "application/json",
                 },
@@ -224,6 +236,50 @@ class Human:
         """Merge a pull request."""
         return await self._object("PUT", f"/repos/{repo}/pulls/{number}/merge", {"merge_method": method})
 
+    async def rename_repository(self, repo: str, name: str) -> Json:
+        """Give a repository another name."""
+        return await self._object("PATCH", f"/repos/{repo}", {"name": name})
+
+    async def transfer_repository(self, repo: str, owner: str) -> Json:
+        """Give a repository to another account."""
+        return await self._object("POST", f"/repos/{repo}/transfer", {"new_owner": owner})
+
+    async def fork(self, repo: str) -> Json:
+        """Fork a repository into one's own account."""
+        return await self._object("POST", f"/repos/{repo}/forks", {})
+
+    # ---- the App's installations, on the settings page of an account that one owns
+
+    def install_app(self, account: str, repos: Sequence[str] | None = None) -> int:
+        """Install the App for some repositories of an account, or for all; returns the installation's id."""
+        self._must_own(account)
+        chosen = None if repos is None else [self._repository(repo) for repo in repos]
+        return install(self._github, account, self.login, chosen).id
+
+    def uninstall_app(self, account: str) -> None:
+        """Remove the App from an account."""
+        uninstall(self._github, self._installation(account), self.login)
+
+    def suspend_app(self, account: str) -> None:
+        """Suspend the App on an account."""
+        suspend(self._github, self._installation(account), self.login)
+
+    def unsuspend_app(self, account: str) -> None:
+        """Let the App work on an account again."""
+        unsuspend(self._github, self._installation(account), self.login)
+
+    def choose_repositories(self, account: str, repos: Sequence[str] | None) -> None:
+        """Say which repositories of an account the App may see; None for all."""
+        installation = self._installation(account)
+        chosen = None if repos is None else [self._repository(repo) for repo in repos]
+        choose_repositories(self._github, installation, self.login, chosen)
+
+    def accept_permissions(
+        self, account: str, permissions: Mapping[str, str], events: Sequence[str] | None = None
+    ) -> None:
+        """Grant the App what it asks for by now."""
+        accept_permissions(self._github, self._installation(account), self.login, permissions, events)
+
     # ---- checks
 
     async def rerequest_check(self, repo: str, check_run_id: int) -> None:
@@ -303,6 +359,18 @@ class Human:
         if repository is None:
             raise HumanError(404, {"message": "Not Found"})
         return repository
+
+    def _installation(self, account: str) -> Installation:
+        self._must_own(account)
+        for one in self._github.world.installations.values():
+            if one.account == account:
+                return one
+        raise HumanError(404, {"message": "Not Found"})
+
+    def _must_own(self, account: str) -> None:
+        user = self._github.world.users.get(account)
+        if user is None or not (account == self.login or user.members.get(self.login) == "admin"):
+            raise HumanError(403, {"message": f"{self.login} does not own {account}."})
 
     def _must_be_writer(self, repo: str) -> None:
         if ROLES[self._github.world.role(self._repository(repo), self.login)] < ROLES["write"]:

@@ -469,7 +469,7 @@ async def remove_assignees(call: Call) -> Answer:
 
 async def list_assignees(call: Call) -> Answer:
     """GET /repos/{owner}/{repo}/assignees."""
-    logins = [login for login in call.repository.collaborators if _assignable(call, login)]
+    logins = [login for login in call.github.world.users if _assignable(call, login)]
     return call.page(logins, call.github.present.user)
 
 
@@ -482,7 +482,9 @@ async def check_assignee(call: Call) -> Answer:
 
 def _assignable(call: Call, login: str) -> bool:
     user = call.github.world.user(login)
-    return user is not None and user.type == "User" and user.login in call.repository.collaborators
+    if user is None or user.type != "User":
+        return False
+    return call.github.world.role(call.repository, user.login, public=False) != "none"
 
 
 def _add(call: Call, issue: Issue, logins: Iterable[str]) -> list[str]:

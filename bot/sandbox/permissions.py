@@ -38,14 +38,15 @@ INSTALLATION_NEEDS: dict[str, Alternatives] = _table(
     (
         "metadata=read",
         """rate-limit/get users/get-by-username repos/get repos/get-collaborator-permission-level
-        repos/check-collaborator repos/list-collaborators repos/list-languages""",
+        repos/check-collaborator repos/list-collaborators repos/list-languages repos/list-forks
+        repos/get-branch-rules orgs/get""",
     ),
     (
         "contents=read",
         """repos/get-content repos/get-readme repos/get-branch repos/list-branches repos/get-commit
         repos/list-commits repos/compare-commits-with-basehead
         repos/list-pull-requests-associated-with-commit git/get-ref git/list-matching-refs
-        git/get-commit git/get-tree git/get-blob""",
+        git/get-commit git/get-tree git/get-blob repos/list-activities""",
     ),
     (
         "contents=write",
@@ -56,6 +57,20 @@ INSTALLATION_NEEDS: dict[str, Alternatives] = _table(
         # the second set as soon as a file below .github/workflows changes
         "contents=write; contents=write,workflows=write",
         "repos/create-or-update-file-contents git/create-ref git/update-ref",
+    ),
+    (
+        "members=read",
+        """orgs/list-members orgs/check-membership-for-user orgs/get-membership-for-user teams/list
+        teams/get-by-name teams/list-members-in-org teams/get-membership-for-user-in-org
+        teams/check-permissions-for-repo-in-org""",
+    ),
+    ("administration=read", "repos/list-teams"),
+    ("administration=write", "repos/update repos/transfer"),
+    ("administration=write,contents=read", "repos/create-fork"),
+    (
+        "actions=read",
+        """actions/get-job-for-workflow-run actions/download-job-logs-for-workflow-run
+        actions/list-jobs-for-workflow-run actions/get-workflow-run actions/list-workflow-runs-for-repo""",
     ),
     ("statuses=read", "repos/get-combined-status-for-ref repos/list-commit-statuses-for-ref"),
     ("statuses=write", "repos/create-commit-status"),
@@ -113,6 +128,7 @@ INSTALLATION_NEEDS: dict[str, Alternatives] = _table(
 
 APP_ONLY = _words(
     """apps/get-authenticated apps/list-installations apps/get-installation
+    apps/suspend-installation apps/unsuspend-installation apps/delete-installation
     apps/create-installation-access-token apps/get-repo-installation apps/get-org-installation
     apps/get-user-installation apps/list-webhook-deliveries apps/get-webhook-delivery
     apps/redeliver-webhook-delivery apps/get-webhook-config-for-app
@@ -136,8 +152,9 @@ _READER_MAY = _words(
     reactions/create-for-issue-comment reactions/delete-for-issue-comment
     reactions/create-for-pull-request-review-comment reactions/delete-for-pull-request-comment
     pulls/create-review pulls/submit-review pulls/update-review pulls/delete-pending-review
-    pulls/create-review-comment pulls/create-reply-for-review-comment pulls/create"""
+    pulls/create-review-comment pulls/create-reply-for-review-comment pulls/create repos/create-fork"""
 )
+_ADMIN_ONLY = _words("repos/update repos/transfer repos/list-teams")
 _AUTHOR_OR_TRIAGE = frozenset({"issues/update", "pulls/update"})
 _AUTHOR_OR_WRITER = _words(
     """issues/update-comment issues/delete-comment pulls/update-review-comment pulls/delete-review-comment"""
@@ -162,6 +179,8 @@ def role_needed(operation: str, *, author: bool) -> str:
         return "read" if author else "write"
     if operation in _TRIAGE_MAY:
         return "triage"
+    if operation in _ADMIN_ONLY:
+        return "admin"
     writes = any("write" in one.values() for one in INSTALLATION_NEEDS.get(operation, ()))
     return "write" if writes and operation not in _READER_MAY else "read"
 

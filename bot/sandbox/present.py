@@ -27,6 +27,7 @@ from bot.sandbox.state import (
     Review,
     ReviewComment,
     Status,
+    Team,
     User,
     World,
 )
@@ -115,9 +116,9 @@ class Presenter:
         user = self._world.users[login]
         return {"login": login, "id": user.id, "node_id": node_id("O", user.id), "description": None}
 
-    def app(self) -> Json:
-        """The App."""
-        app = self._world.app
+    def app(self, slug: str | None = None) -> Json:
+        """An App; the one under test by default."""
+        app = self._world.app_named(slug)
         return {
             "id": app.id,
             "client_id": app.client_id,
@@ -155,17 +156,46 @@ class Presenter:
             "updated_at": iso(installation.created_at),
             "single_file_name": None,
             "suspended_at": iso(installation.suspended_at),
-            "suspended_by": None,
+            "suspended_by": self.user(installation.suspended_by) if installation.suspended_by else None,
         }
 
     def _author(self, repository: Repository, login: str) -> Json:
         """What GitHub says about the author of anything that has text."""
         role = ROLES[repository.collaborators.get(login, "none")]
-        by_app = login == self._world.app.bot_login
+        owner = self._world.users[repository.owner]
+        app = self._world.app_of(login)
+        slug = None if app is None or app is self._world.app else app.slug
         return {
             "user": self.user(login),
-            "author_association": "MEMBER" if role >= ROLES["admin"] else "COLLABORATOR" if role else "NONE",
-            "performed_via_github_app": self.app() if by_app else None,
+            "author_association": "OWNER"
+            if login == repository.owner
+            else "MEMBER"
+            if login in owner.members or role >= ROLES["admin"]
+            else "COLLABORATOR"
+            if role
+            else "NONE",
+            "performed_via_github_app": self.app(slug) if app else None,
+        }
+
+    def team(self, team: Team) -> Json:
+        """A team."""
+        org = self._world.users[team.org]
+        url = f"{self._base}/organizations/{org.id}/team/{team.id}"
+        parent = self._world.team(team.org, team.parent) if team.parent else None
+        return {
+            "id": team.id,
+            "node_id": node_id("T", team.id),
+            "name": team.name,
+            "slug": team.slug,
+            "description": None,
+            "privacy": "closed",
+            "notification_setting": "notifications_enabled",
+            "permission": "pull",
+            "url": url,
+            "html_url": f"{self._base}/orgs/{team.org}/teams/{team.slug}",
+            "members_url": f"{url}/members{{/member}}",
+            "repositories_url": f"{url}/repos",
+            "parent": self.team(parent) if parent else None,
         }
 
     # ---- repositories
@@ -186,7 +216,7 @@ class Presenter:
             "html_url": page,
             "url": url,
             "description": repository.description,
-            "fork": False,
+            "fork": repository.fork_of is not None,
             "default_branch": repository.default_branch,
             "clone_url": f"{page}.git",
             "git_url": f"{page}.git",
@@ -204,6 +234,7 @@ class Presenter:
             "allow_merge_commit": True,
             "allow_squash_merge": True,
             "allow_rebase_merge": False,
+            "allow_auto_merge": repository.allow_auto_merge,
             "issues_url": f"{url}/issues{{/number}}",
             "pulls_url": f"{url}/pulls{{/number}}",
         }
@@ -326,7 +357,7 @@ class Presenter:
             "review_comments_url": f"{url}/comments",
             "review_comment_url": f"{self.repository_url(repository)}/pulls/comments{{/number}}",
             "statuses_url": statuses,
-            "head": self._branch(repository, pull.head_ref, pull.head_sha),
+            "head": self._branch(self.head_repository(repository, pull), pull.head_ref, pull.head_sha),
             "base": self._branch(repository, pull.base_ref, pull.base_sha),
             "draft": pull.draft,
             "merged": pull.merged_at is not None,
@@ -335,7 +366,11 @@ class Presenter:
             "merge_commit_sha": pull.merge_commit_sha,
             "maintainer_can_modify": pull.maintainer_can_modify,
             "requested_reviewers": reviewers,
-            "requested_teams": [],
+            "requested_teams": [
+                self.team(team)
+                for slug in pull.requested_teams
+                if (team := self._world.team(repository.owner, slug)) is not None
+            ],
             "auto_merge": self._auto_merge(pull),
             "review_comments": len(pull.comments),
             "_links": {
@@ -350,7 +385,15 @@ class Presenter:
             },
         }
 
-    def _branch(self, repository: Repository, name: str, sha: str) -> Json:
+    def head_repository(self, repository: Repository, pull: Pull) -> Repository | None:
+        """Where the head lies; None when that fork is gone."""
+        if pull.head_repository_id is None:
+            return repository
+        return self._world.repositories.get(pull.head_repository_id)
+
+    def _branch(self, repository: Repository | None, name: str, sha: str) -> Json:
+        if repository is None:
+            return {"label": None, "ref": name, "sha": sha, "user": None, "repo": None}
         return {
             "label": f"{repository.owner}:{name}",
             "ref": name,
@@ -480,8 +523,8 @@ class Presenter:
                 "annotations_url": f"{url}/annotations",
             },
             "check_suite": {"id": run.suite_id},
-            "app": self.app(),
-            "pull_requests": self._pulls_at(repository, run.head_sha),
+            "app": self.app(run.app),
+            "pull_requests": self.pulls_at(repository, run.head_sha),
         }
 
     def check_suite(self, repository: Repository, suite: CheckSuite) -> Json:
@@ -500,18 +543,20 @@ class Presenter:
             "check_runs_url": f"{url}/check-runs",
             "before": None,
             "after": suite.head_sha,
-            "pull_requests": self._pulls_at(repository, suite.head_sha),
-            "app": self.app(),
+            "pull_requests": self.pulls_at(repository, suite.head_sha),
+            "app": self.app(suite.app),
             "created_at": iso(suite.created_at),
             "updated_at": iso(suite.updated_at),
             "latest_check_runs_count": len(runs),
         }
 
-    def _pulls_at(self, repository: Repository, sha: str) -> list[Json]:
+    def pulls_at(self, repository: Repository, sha: str) -> list[Json]:
+        """The open pull requests whose head is this commit, in short."""
         return [
             self.pull_reference(repository, issue, pull)
             for issue, pull in repository.pulls()
-            if pull.head_sha == sha and issue.state == "open"
+            # pull requests from forks are not told here
+            if pull.head_sha == sha and issue.state == "open" and pull.head_repository_id is None
         ]
 
     def status(self, repository: Repository, status: Status) -> Json:

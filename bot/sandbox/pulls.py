@@ -11,12 +11,11 @@ from bot.sandbox.api import Answer, Call, Handler
 from bot.sandbox.github import GitHub
 from bot.sandbox.issues import announce, edit, note, open_issue
 from bot.sandbox.merging import drop_auto_merge, merge_pull
-from bot.sandbox.permissions import ROLES
 from bot.sandbox.present import Json
 from bot.sandbox.pullstate import pull_json
 from bot.sandbox.pushes import move_ref
 from bot.sandbox.refusals import Refusal, custom, invalid, not_found
-from bot.sandbox.state import Issue, Pull, Repository
+from bot.sandbox.state import Issue, Pull, Repository, Team, User
 
 MAX_COMMITS = 250
 """Commits that GitHub lists of one pull request."""
@@ -27,17 +26,21 @@ async def create(call: Call) -> Answer:
     github, repository, git, body = call.github, call.repository, call.git, call.body
     owner, _, head_ref = body["head"].rpartition(":")
     base_ref = body["base"]
-    if owner and owner.lower() != repository.owner.lower():
-        raise Refusal(501, f"The sandbox has no forks, so there is no head {body['head']}.")
+    home = _head_repository(call, owner, body.get("head_repo"))
     refs = await git.refs("refs/heads")
-    for field, name in (("base", base_ref), ("head", head_ref)):
-        if f"refs/heads/{name}" not in refs:
+    heads = refs if home is repository else await github.git(home).refs("refs/heads")
+    for field, name, known in (("base", base_ref, refs), ("head", head_ref, heads)):
+        if f"refs/heads/{name}" not in known:
             raise invalid("PullRequest", field)
-    head, base = refs[f"refs/heads/{head_ref}"], refs[f"refs/heads/{base_ref}"]
+    head, base = heads[f"refs/heads/{head_ref}"], refs[f"refs/heads/{base_ref}"]
+    home_id = None if home is repository else home.id
     for issue, pull in repository.pulls():
-        if issue.state == "open" and (pull.head_ref, pull.base_ref) == (head_ref, base_ref):
-            message = f"A pull request already exists for {repository.owner}:{head_ref}."
+        same = (pull.head_ref, pull.base_ref, pull.head_repository_id) == (head_ref, base_ref, home_id)
+        if issue.state == "open" and same:
+            message = f"A pull request already exists for {home.owner}:{head_ref}."
             raise custom("PullRequest", message)
+    if home is not repository:
+        await git.fetch(github.git(home), head)
     if await git.merge_base(base, head) is None:
         message = f"The {head_ref} branch has no history in common with {base_ref}"
         raise custom("PullRequest", message)
@@ -50,11 +53,24 @@ async def create(call: Call) -> Answer:
         head_sha=head,
         base_ref=base_ref,
         base_sha=base,
+        head_repository_id=home_id,
         draft=body.get("draft", False),
-        maintainer_can_modify=body.get("maintainer_can_modify", False),
+        maintainer_can_modify=body.get("maintainer_can_modify", home_id is not None),
     )
+    await git.update_ref(f"refs/pull/{issue.number}/head", head)
     await announce(github, repository, issue, call.login, "opened")
     return Answer(201, await pull_json(github, repository, issue))
+
+
+def _head_repository(call: Call, owner: str, name: str | None) -> Repository:
+    """Where the head branch is: here, or in a fork of its owner's."""
+    repository = call.repository
+    if not owner or owner.lower() == repository.owner.lower():
+        return repository
+    for one in call.github.world.forks_of(repository):
+        if one.owner.lower() == owner.lower() and name in (None, one.name):
+            return one
+    raise invalid("PullRequest", "head")
 
 
 def _conversation(call: Call) -> Issue:
@@ -94,13 +110,18 @@ async def list_pulls(call: Call) -> Answer:
         (issue, pull)
         for issue, pull in repository.pulls()
         if state in ("all", issue.state)
-        and head in (None, f"{repository.owner}:{pull.head_ref}")
+        and head in (None, _label(call, pull))
         and query.get("base") in (None, pull.base_ref)
     ]
     newest_first = query.get("direction", "desc") == "desc"
     found.sort(key=lambda pair: _order(pair[0], query.get("sort", "created")), reverse=newest_first)
     present = call.github.present
     return call.page(found, lambda pair: present.pull(repository, *pair))
+
+
+def _label(call: Call, pull: Pull) -> str:
+    home = call.github.present.head_repository(call.repository, pull)
+    return f"{home.owner if home else ''}:{pull.head_ref}"
 
 
 def _order(issue: Issue, sort: str) -> Any:
@@ -125,10 +146,14 @@ async def update(call: Call) -> Answer:
 
 
 async def _reopenable(call: Call, pull: Pull) -> None:
-    head = (await call.git.refs("refs/heads")).get(f"refs/heads/{pull.head_ref}")
+    home = call.github.present.head_repository(call.repository, pull)
+    refs = await call.github.git(home).refs("refs/heads") if home else {}
+    head = refs.get(f"refs/heads/{pull.head_ref}")
     if head is None:
         message = f"state cannot be changed. The {pull.head_ref} branch has been deleted."
         raise invalid("PullRequest", "state", "custom", message)
+    if home is not None and home is not call.repository:
+        await call.git.fetch(call.github.git(home), head)
     pull.head_sha = head
 
 
@@ -192,6 +217,8 @@ async def update_branch(call: Call) -> Answer:
     """PUT /repos/{owner}/{repo}/pulls/{pull_number}/update-branch: merge the base branch into the head."""
     github, git = call.github, call.git
     _, pull = call.pull()
+    if pull.head_repository_id is not None:
+        raise Refusal(403, "Resource not accessible by integration")
     if call.body.get("expected_head_sha", pull.head_sha) != pull.head_sha:
         raise Refusal(422, "expected_head_sha was not the head sha of the pull request")
     tip = await git.resolve(f"refs/heads/{pull.base_ref}")
@@ -213,48 +240,62 @@ async def update_branch(call: Call) -> Answer:
 
 async def list_reviewers(call: Call) -> Answer:
     """GET /repos/{owner}/{repo}/pulls/{pull_number}/requested_reviewers."""
-    _, pull = call.pull()
-    users = [call.github.present.user(login) for login in pull.requested_reviewers]
-    return Answer(data={"users": users, "teams": []})
+    shown = _simple(call, *call.pull())
+    return Answer(data={"users": shown["requested_reviewers"], "teams": shown["requested_teams"]})
 
 
 async def request_reviewers(call: Call) -> Answer:
     """POST /repos/{owner}/{repo}/pulls/{pull_number}/requested_reviewers."""
     issue, pull = call.pull()
-    if call.body.get("team_reviewers"):
-        raise Refusal(501, "The sandbox has no teams.")
-    wanted = call.body.get("reviewers", [])
+    world, repository = call.github.world, call.repository
+    wanted, teams = call.body.get("reviewers", []), call.body.get("team_reviewers", [])
     if issue.login in wanted:
         raise Refusal(422, "Review cannot be requested from pull request author.")
-    for login in wanted:
-        if ROLES[call.repository.collaborators.get(login, "none")] < ROLES["read"]:
-            raise Refusal(
-                422,
-                "Reviews may only be requested from collaborators. One or more of the users or teams you specified "
-                f"is not a collaborator of the {call.repository.full_name} repository.",
-            )
-    for login in wanted:
-        if login not in pull.requested_reviewers:
-            pull.requested_reviewers.append(login)
-            await _tell_request(call, issue, login, "review_requested")
+    found = [world.team(repository.owner, slug) for slug in teams]
+    people = [world.user(login) for login in wanted]
+    if any(one is None or repository.id not in one.repositories for one in found) or any(
+        one is None or world.role(repository, one.login, public=False) == "none" for one in people
+    ):
+        raise Refusal(
+            422,
+            "Reviews may only be requested from collaborators. One or more of the users or teams you specified "
+            f"is not a collaborator of the {repository.full_name} repository.",
+        )
+    for user in people:
+        if user is not None and user.login not in pull.requested_reviewers:
+            pull.requested_reviewers.append(user.login)
+            await _tell_request(call, issue, user, "review_requested")
+    for team in found:
+        if team is not None and team.slug not in pull.requested_teams:
+            pull.requested_teams.append(team.slug)
+            await _tell_request(call, issue, team, "review_requested")
     return Answer(201, _simple(call, issue, pull))
 
 
 async def remove_reviewers(call: Call) -> Answer:
     """DELETE /repos/{owner}/{repo}/pulls/{pull_number}/requested_reviewers."""
     issue, pull = call.pull()
+    world = call.github.world
     for login in call.body.get("reviewers", []):
         if login in pull.requested_reviewers:
             pull.requested_reviewers.remove(login)
-            await _tell_request(call, issue, login, "review_request_removed")
+            await _tell_request(call, issue, world.users[login], "review_request_removed")
+    for slug in call.body.get("team_reviewers", []):
+        team = world.team(call.repository.owner, slug)
+        if team is not None and team.slug in pull.requested_teams:
+            pull.requested_teams.remove(team.slug)
+            await _tell_request(call, issue, team, "review_request_removed")
     return Answer(data=_simple(call, issue, pull))
 
 
-async def _tell_request(call: Call, issue: Issue, login: str, action: str) -> None:
-    github = call.github
+async def _tell_request(call: Call, issue: Issue, wanted: User | Team, action: str) -> None:
+    github, present = call.github, call.github.present
+    if isinstance(wanted, User):
+        asked = {"requested_reviewer": present.user(wanted.login)}
+    else:
+        asked = {"requested_team": present.team(wanted)}
     note(github, issue, action, call.login)
-    reviewer = github.present.user(login)
-    await announce(github, call.repository, issue, call.login, action, requested_reviewer=reviewer)
+    await announce(github, call.repository, issue, call.login, action, **asked)
 
 
 def _simple(call: Call, issue: Issue, pull: Pull) -> Json:

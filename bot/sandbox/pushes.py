@@ -9,11 +9,12 @@ from bot.sandbox.git import EMPTY_TREE, NO_COMMIT, GitError
 from bot.sandbox.github import GitHub
 from bot.sandbox.issues import announce, close, note
 from bot.sandbox.refusals import Refusal
-from bot.sandbox.state import Issue, Pull, Repository
+from bot.sandbox.state import Activity, Issue, Pull, Repository
 from bot.sandbox.suites import suite_for
 from bot.sandbox.threads import follow_lines
 
 _BRANCH = "refs/heads/"
+_PULLS = "refs/pull/"
 _MAX_COMMITS = 2048
 """Commits that a push webhook carries at most."""
 
@@ -46,11 +47,31 @@ async def refs_moved(
     """Compare two states of the refs and raise what GitHub would: push, create, delete, pull_request, check_suite."""
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
-        if old != new:
+        if old != new and not name.startswith(_PULLS):
             repository.pushed_at = github.now()
+            await _write_down(github, repository, login, name, old, new)
             await _tell_push(github, repository, login, name, old, new)
             if name.startswith(_BRANCH):
                 await _branch_moved(github, repository, login, name.removeprefix(_BRANCH), old, new)
+
+
+async def _write_down(
+    github: GitHub, repository: Repository, login: str, name: str, old: str | None, new: str | None
+) -> None:
+    """Note who moved a ref, for ``GET .../activity``."""
+    git = github.git(repository)
+    kind = "push"
+    if new is None:
+        kind = "branch_deletion"
+    elif old is None:
+        kind = "branch_creation"
+    elif any(pull.merge_commit_sha == new for _, pull in repository.pulls()):
+        kind = "pr_merge"
+    elif not await git.is_ancestor(old, new):
+        kind = "force_push"
+    repository.activities.append(
+        Activity(github.world.next_id(), login, name, old or NO_COMMIT, new or NO_COMMIT, kind, github.now())
+    )
 
 
 async def _tell_push(
@@ -100,10 +121,17 @@ async def _tell_push(
 async def _branch_moved(
     github: GitHub, repository: Repository, login: str, branch: str, old: str | None, new: str | None
 ) -> None:
+    parent = github.world.repositories.get(repository.fork_of or 0)
+    for issue, pull in parent.pulls() if parent is not None else ():
+        if issue.state == "open" and (pull.head_repository_id, pull.head_ref) == (repository.id, branch):
+            assert parent is not None
+            if new is not None:
+                await github.git(parent).fetch(github.git(repository), new)
+            await _head_moved(github, parent, login, issue, pull, old, new)
     for issue, pull in repository.pulls():
         if issue.state != "open":
             continue
-        if pull.head_ref == branch:
+        if pull.head_ref == branch and pull.head_repository_id is None:
             await _head_moved(github, repository, login, issue, pull, old, new)
         elif pull.base_ref == branch and new is not None:
             await _base_moved(github, repository, login, issue, pull, new)
@@ -128,6 +156,7 @@ async def _head_moved(
         return
     await follow_lines(github.git(repository), pull, old or pull.head_sha, new)
     pull.head_sha = new
+    await github.git(repository).update_ref(f"{_PULLS}{issue.number}/head", new)
     pull.base_sha = await github.git(repository).resolve(pull.base_ref) or pull.base_sha
     issue.updated_at = github.now()
     await announce(github, repository, issue, login, "synchronize", before=old or NO_COMMIT, after=new)

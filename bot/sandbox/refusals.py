@@ -16,6 +16,7 @@ class Refusal(Exception):
         message: the sentence for ``message``.
         errors: for ``errors``, objects or sentences; None to leave it out.
         headers: more headers.
+        more: more of the body.
     """
 
     def __init__(
@@ -24,12 +25,14 @@ class Refusal(Exception):
         message: str,
         errors: Sequence[Mapping[str, Any] | str] | None = None,
         headers: Mapping[str, str] | None = None,
+        more: Mapping[str, Any] | None = None,
     ):
         super().__init__(message)
         self.status = status
         self.message = message
         self.errors = errors
         self.headers = dict(headers or {})
+        self.more = dict(more or {})
 
     def body(self) -> dict[str, Any]:
         """The answer's JSON."""
@@ -37,6 +40,7 @@ class Refusal(Exception):
             "message": self.message,
             "documentation_url": DOCUMENTATION,
             "status": str(self.status),
+            **self.more,
         }
         if self.errors is not None:
             body["errors"] = list(self.errors)

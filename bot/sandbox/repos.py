@@ -6,11 +6,14 @@ from typing import Any
 
 from bot.sandbox.api import Answer, Call, Handler
 from bot.sandbox.git import EMPTY_TREE
+from bot.sandbox.mergeability import rules_for
 from bot.sandbox.merging import settle
-from bot.sandbox.permissions import ROLES, role_as_permission
-from bot.sandbox.present import Json, iso
+from bot.sandbox.moving import full
+from bot.sandbox.orgs import rights
+from bot.sandbox.permissions import role_as_permission
+from bot.sandbox.present import Json, iso, node_id
 from bot.sandbox.refusals import Refusal, not_found
-from bot.sandbox.state import Status, User
+from bot.sandbox.state import Activity, Status, User
 
 _HEADS = "refs/heads/"
 MAX_COMPARED = 250
@@ -27,7 +30,8 @@ async def get_rate_limit(call: Call) -> Answer:
 async def get_user(call: Call) -> Answer:
     """GET /users/{username}."""
     user = call.github.world.user(call.args["username"])
-    if user is None:
+    # github.com shows nobody an account that it suspended; GHES shows it with "suspended_at"
+    if user is None or user.suspended_at is not None:
         raise not_found()
     return Answer(data=_full_user(call, user))
 
@@ -50,17 +54,9 @@ def _full_user(call: Call, user: User) -> Json:
 async def get(call: Call) -> Answer:
     """GET /repos/{owner}/{repo}."""
     repository = call.repository
-    shown = call.github.present.repository(repository)
+    shown = full(call, repository)
     if call.actor.kind == "user":
-        role = ROLES[call.github.world.role(repository, call.login)]
-        names = {
-            "admin": "admin",
-            "maintain": "maintain",
-            "push": "write",
-            "triage": "triage",
-            "pull": "read",
-        }
-        shown["permissions"] = {name: role >= ROLES[least] for name, least in names.items()}
+        shown["permissions"] = rights(call.github.world.role(repository, call.login))
     return Answer(data=shown)
 
 
@@ -92,7 +88,7 @@ async def get_permission(call: Call) -> Answer:
     Everybody has read permission on a public repository, as with GitHub.
     """
     user = call.github.world.user(call.args["username"])
-    if user is None:
+    if user is None or user.suspended_at is not None:
         raise not_found()
     # an App's bot is no collaborator; what it may do lies in its token
     role = "none" if user.type == "Bot" else call.github.world.role(call.repository, user.login)
@@ -102,23 +98,26 @@ async def get_permission(call: Call) -> Answer:
 
 async def list_collaborators(call: Call) -> Answer:
     """GET /repos/{owner}/{repo}/collaborators."""
-    people = call.repository.collaborators.items()
+    world = call.github.world
+    roles = {
+        one.login: world.role(call.repository, one.login, public=False)
+        for one in world.users.values()
+        if one.type == "User"
+    }
+    people = [(login, role) for login, role in roles.items() if role != "none"]
     return call.page(people, lambda pair: _collaborator(call, *pair))
 
 
 async def check_collaborator(call: Call) -> Answer:
     """GET /repos/{owner}/{repo}/collaborators/{username}."""
     user = call.github.world.user(call.args["username"])
-    if user is None or user.login not in call.repository.collaborators:
+    if user is None or call.github.world.role(call.repository, user.login, public=False) == "none":
         raise not_found()
     return Answer(204)
 
 
 def _collaborator(call: Call, login: str, role: str) -> Json:
-    rank = ROLES[role]
-    names = {"pull": "read", "triage": "triage", "push": "write", "maintain": "maintain", "admin": "admin"}
-    rights = {name: rank >= ROLES[least] for name, least in names.items()}
-    return {**call.github.present.user(login), "permissions": rights, "role_name": role}
+    return {**call.github.present.user(login), "permissions": rights(role), "role_name": role}
 
 
 # ---- branches and history
@@ -313,6 +312,73 @@ async def get_combined_status(call: Call) -> Answer:
     return Answer(data=data)
 
 
+async def list_activities(call: Call) -> Answer:
+    """GET /repos/{owner}/{repo}/activity: who moved which branch, newest first."""
+    query = call.query
+    found = [
+        one
+        for one in reversed(call.repository.activities)
+        if query.get("ref", "").removeprefix("refs/heads/") in ("", one.ref.removeprefix("refs/heads/"))
+        and query.get("actor") in (None, one.login)
+        and query.get("activity_type") in (None, one.kind)
+    ]
+
+    def present(one: Activity) -> Json:
+        return {
+            "id": one.id,
+            "node_id": node_id("PSH", one.id),
+            "before": one.before,
+            "after": one.after,
+            "ref": one.ref,
+            "timestamp": iso(one.at),
+            "activity_type": one.kind,
+            "actor": call.github.present.user(one.login),
+        }
+
+    if query.get("direction") == "asc":
+        found.reverse()
+    # the real one pages by cursors; what matters is that there is a next page
+    return call.page(found, present)
+
+
+async def get_branch_rules(call: Call) -> Answer:
+    """GET /repos/{owner}/{repo}/rules/branches/{branch}: also of a branch that does not exist."""
+    rules = rules_for(call.repository, call.args["branch"])
+    found: list[Json] = []
+    if rules.required_reviews:
+        found.append(
+            {
+                "type": "pull_request",
+                "parameters": {
+                    "required_approving_review_count": rules.required_reviews,
+                    "dismiss_stale_reviews_on_push": False,
+                    "require_code_owner_review": False,
+                    "require_last_push_approval": False,
+                    "required_review_thread_resolution": False,
+                },
+            }
+        )
+    if rules.required_checks:
+        checks = [{"context": name} for name in rules.required_checks]
+        found.append(
+            {
+                "type": "required_status_checks",
+                "parameters": {
+                    "required_status_checks": checks,
+                    "strict_required_status_checks_policy": False,
+                },
+            }
+        )
+    if rules.merge_queue:
+        found.append({"type": "merge_queue"})
+    where = {
+        "ruleset_source_type": "Repository",
+        "ruleset_source": call.repository.full_name,
+        "ruleset_id": call.repository.id,
+    }
+    return call.page(found, lambda one: {**one, **where})
+
+
 async def dispatch(call: Call) -> Answer:
     """POST /repos/{owner}/{repo}/dispatches."""
     payload = {
@@ -343,4 +409,6 @@ OPERATIONS: dict[str, Handler] = {
     "repos/list-commit-statuses-for-ref": list_statuses,
     "repos/get-combined-status-for-ref": get_combined_status,
     "repos/create-dispatch-event": dispatch,
+    "repos/list-activities": list_activities,
+    "repos/get-branch-rules": get_branch_rules,
 }

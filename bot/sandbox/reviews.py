@@ -372,6 +372,8 @@ async def _submit(call: Call, issue: Issue, pull: Pull, review: Review, event: s
     review.state, review.submitted_at = _STATES[event], call.github.now()
     if call.login in pull.requested_reviewers:
         pull.requested_reviewers.remove(call.login)
+    mine = {one.slug for one in call.github.world.teams_of(call.repository.owner, call.login)}
+    pull.requested_teams = [slug for slug in pull.requested_teams if slug not in mine]
     issue.updated_at = call.github.now()
     _tell_review(call, issue, review, "submitted")
     for comment in pull.comments.values():

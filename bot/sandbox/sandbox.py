@@ -7,12 +7,13 @@ import contextlib
 import secrets
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 
 from aiohttp import web
 
 from bot.lfs import parse_pointer
+from bot.sandbox.actions import SLUG
 from bot.sandbox.api import Api
 from bot.sandbox.auth import user_token
 from bot.sandbox.description import GitHubDescription
@@ -22,12 +23,13 @@ from bot.sandbox.github import Clock, GitHub, RecordedProblem, utc_now
 from bot.sandbox.graphql_api import GraphQLApi
 from bot.sandbox.human import Human
 from bot.sandbox.lfs import LfsServer
+from bot.sandbox.otherapps import PERMISSIONS, Actions, OtherApp, new_app
 from bot.sandbox.present import Json
 from bot.sandbox.ratelimit import RateLimit
 from bot.sandbox.seed import APP_PERMISSIONS, add_repository, new_private_key, new_world
 from bot.sandbox.server import HANDLERS, Server
 from bot.sandbox.signatures import verification
-from bot.sandbox.state import Delivery, Repository, World, load_world, save_world
+from bot.sandbox.state import Delivery, Repository, Team, World, load_world, save_world
 
 _SAVE_AFTER = 0.5
 """Seconds after a change until the world is written down."""
@@ -202,9 +204,59 @@ class Sandbox:
         """
         return Human(self._github, self._api, login)
 
+    def as_app(
+        self, slug: str, *, name: str | None = None, permissions: Mapping[str, str] = PERMISSIONS
+    ) -> OtherApp:
+        """Act as an App of somebody else's, a CI for example; it is registered on first use.
+
+        Its bot is ``slug[bot]`` and its name whatever it likes, also that of the App under test.
+        """
+        return OtherApp(self._github, self._api, new_app(self._github, slug, name), permissions)
+
+    def actions(self) -> Actions:
+        """Act as GitHub Actions: workflow runs with jobs and logs."""
+        return Actions(self._github, self._api, new_app(self._github, SLUG))
+
     def add_user(self, login: str) -> None:
         """Open an account."""
         self._github.add_user(login)
+
+    def add_organization(self, login: str, *, owner: str, base_role: str = "read") -> None:
+        """Open an organization with one owner; every member may do ``base_role`` in its repositories."""
+        organization = self._github.add_user(login, "Organization")
+        organization.members[owner] = "admin"
+        organization.base_role = base_role
+
+    def set_member(self, org: str, login: str, role: str | None = "member") -> None:
+        """Make somebody a member of an organization, an owner (admin), or (None) neither."""
+        members = self._github.world.users[org].members
+        if role is None:
+            members.pop(login, None)
+        else:
+            members[login] = role
+
+    def add_team(
+        self,
+        org: str,
+        slug: str,
+        members: Iterable[str] = (),
+        *,
+        repositories: Mapping[str, str] | None = None,
+        parent: str | None = None,
+    ) -> None:
+        """Make a team; its members become members of the organization. ``repositories``: ``owner/name`` to a role."""
+        world = self._github.world
+        team = Team(world.next_id(), org, slug, slug.replace("-", " ").title(), parent=parent)
+        for login in members:
+            world.users[org].members.setdefault(login, "member")
+            team.members[login] = "member"
+        for repo, role in (repositories or {}).items():
+            team.repositories[self._repository(repo).id] = role
+        world.teams.append(team)
+
+    def suspend_user(self, login: str, *, suspended: bool = True) -> None:
+        """Suspend an account, or let it act again."""
+        self._github.world.users[login].suspended_at = self._github.now() if suspended else None
 
     async def create_repo(
         self,

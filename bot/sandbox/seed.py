@@ -144,6 +144,7 @@ def new_world(
         **dict.fromkeys(PEOPLE, "User"),
     }.items():
         world.users[login] = User(world.next_id(), login, kind)
+    world.users["acme"].members["octocat"] = "admin"
     installation = Installation(world.next_id(), "acme", dict(permissions), list(APP_EVENTS), now)
     world.installations[installation.id] = installation
     return world

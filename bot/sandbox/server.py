@@ -12,7 +12,21 @@ import orjson
 from aiohttp import web
 
 from bot.githttp import git_service, serve_git
-from bot.sandbox import apps, checks, contents, deliveries, gitdata, issues, pulls, reactions, repos, reviews
+from bot.sandbox import (
+    actions,
+    apps,
+    checks,
+    contents,
+    deliveries,
+    gitdata,
+    issues,
+    moving,
+    orgs,
+    pulls,
+    reactions,
+    repos,
+    reviews,
+)
 from bot.sandbox.api import Api, Handler, Request
 from bot.sandbox.auth import Actor, authenticate, can_see
 from bot.sandbox.faults import Fault
@@ -39,6 +53,9 @@ HANDLERS: dict[str, Handler] = {
     **pulls.OPERATIONS,
     **reviews.OPERATIONS,
     **checks.OPERATIONS,
+    **actions.OPERATIONS,
+    **orgs.OPERATIONS,
+    **moving.OPERATIONS,
 }
 """Every REST operation of the sandbox."""
 
@@ -68,9 +85,11 @@ class Server:
         application.router.add_get("/_sandbox/faults", self._list_faults)
         application.router.add_post("/_sandbox/faults", self._add_fault)
         application.router.add_delete("/_sandbox/faults", self._clear_faults)
+        application.router.add_get(r"/_logs/{job:\d+}", self._log)
         application.router.add_route("*", "/{owner}/{repo}.git/{tail:.+}", self._git)
         application.router.add_route("*", r"/_lfs/{repository:\d+}/{oid}/{action}", self.lfs.store)
-        for root in sorted({one.path.split("/")[1] for one in self._github.description.operations.values()}):
+        roots = {one.path.split("/")[1] for one in self._github.description.operations.values()}
+        for root in sorted(roots | {"repositories"}):
             # before the pages, which take any other first word for an account
             application.router.add_route("*", f"/{root}", self._rest)
             application.router.add_route("*", f"/{root}/{{path:.*}}", self._rest)
@@ -128,6 +147,9 @@ class Server:
         ]
         return web.json_response(shown)
 
+    async def _log(self, request: web.Request) -> web.Response:
+        return await actions.serve_log(self._github, request)
+
     # ---- REST
 
     async def _rest(self, request: web.Request) -> web.Response:
@@ -159,13 +181,17 @@ class Server:
         pushing = service == "git-receive-pack"
         try:
             actor = self._caller(request, pushing=pushing)
-        except Refusal:
+        except Refusal as refusal:
+            if refusal.status == 403:
+                return web.Response(status=403, text="Your account is suspended. Please visit support.\n")
             return web.Response(
                 status=401,
                 text="remote: Invalid username or token. Password authentication is not supported.\n",
                 headers={"WWW-Authenticate": 'Basic realm="GitHub"'},
             )
         repository = self._github.world.repository(request.match_info["owner"], request.match_info["repo"])
+        if repository is None and request.method == "GET":
+            self._redirect_git(request, actor, tail)
         if repository is None or actor.kind == "app" or not can_see(self._github, actor, repository):
             return web.Response(status=404, text="Repository not found.\n")
         if not self._may(actor, repository, pushing=pushing):
@@ -192,6 +218,14 @@ class Server:
             if not installed:
                 return Actor("user", "")
         return authenticate(self._github, request.headers.get("Authorization", ""))
+
+    def _redirect_git(self, request: web.Request, actor: Actor, tail: str) -> None:
+        """Send a git client to where a repository is now; it goes on from there by itself."""
+        world, where = self._github.world, request.match_info
+        repository = world.repositories.get(world.moved.get(f"{where['owner']}/{where['repo']}".lower(), 0))
+        if repository is not None and can_see(self._github, actor, repository):
+            url = f"{self._github.base_url}/{repository.full_name}.git/{tail}"
+            raise web.HTTPMovedPermanently(f"{url}?{request.query_string}")
 
     async def _push(self, request: web.Request, actor: Actor, repository: Repository) -> web.StreamResponse:
         git = self._github.git(repository)

@@ -19,6 +19,11 @@ class User:
     id: int
     login: str
     type: str = "User"
+    suspended_at: datetime | None = None
+    members: dict[str, str] = field(default_factory=dict)
+    """Of an organization: login to role, admin (an owner) or member."""
+    base_role: str = "read"
+    """Of an organization: what every member may do in all its repositories."""
     signing_keys: list[str] = field(default_factory=list)
     """SSH public keys whose signatures on commits count as this account's."""
 
@@ -29,8 +34,27 @@ class User:
 
 
 @dataclass
+class Team:
+    """A team of an organization.
+
+    Attributes:
+        members: login to role, member or maintainer.
+        repositories: id of a repository to the role that the team has in it.
+        parent: slug of the team above, whose rights its members have, too.
+    """
+
+    id: int
+    org: str
+    slug: str
+    name: str
+    members: dict[str, str] = field(default_factory=dict)
+    repositories: dict[int, str] = field(default_factory=dict)
+    parent: str | None = None
+
+
+@dataclass
 class App:
-    """The one GitHub App that is registered here."""
+    """A GitHub App."""
 
     id: int
     client_id: str
@@ -63,6 +87,7 @@ class Installation:
     repository_ids: set[int] | None = None
     """None: all repositories of the account."""
     suspended_at: datetime | None = None
+    suspended_by: str | None = None
 
 
 @dataclass
@@ -73,6 +98,8 @@ class InstallationToken:
     permissions: dict[str, str]
     repository_ids: set[int] | None
     expires_at: datetime
+    app: str | None = None
+    """Slug of the App, if it is not the one under test."""
 
 
 @dataclass
@@ -197,7 +224,11 @@ class Pull:
     merged_by: str | None = None
     merge_commit_sha: str | None = None
     maintainer_can_modify: bool = False
+    head_repository_id: int | None = None
+    """The fork that the head lies in; None: this repository itself."""
     requested_reviewers: list[str] = field(default_factory=list)
+    requested_teams: list[str] = field(default_factory=list)
+    """Slugs."""
     reviews: dict[int, Review] = field(default_factory=dict)
     comments: dict[int, ReviewComment] = field(default_factory=dict)
     resolved_threads: dict[int, str] = field(default_factory=dict)
@@ -233,18 +264,19 @@ class Issue:
 
 @dataclass
 class CheckSuite:
-    """The App's check runs on one commit."""
+    """An App's check runs on one commit; ``app`` is its slug, None for the one under test."""
 
     id: int
     head_sha: str
     head_branch: str | None
     created_at: datetime
     updated_at: datetime
+    app: str | None = None
 
 
 @dataclass
 class CheckRun:
-    """One check run of the App."""
+    """One check run."""
 
     id: int
     suite_id: int
@@ -261,6 +293,38 @@ class CheckRun:
     text: str | None = None
     annotations: list[dict[str, Any]] = field(default_factory=list)
     actions: list[dict[str, str]] = field(default_factory=list)
+    app: str | None = None
+
+
+@dataclass
+class WorkflowRun:
+    """A run of GitHub Actions; its jobs are check runs of the suite, and their state is its state."""
+
+    id: int
+    suite_id: int
+    number: int
+    name: str
+    path: str
+    event: str
+    head_sha: str
+    head_branch: str | None
+    login: str
+    created_at: datetime
+    jobs: dict[int, str] = field(default_factory=dict)
+    """Id of a job, which is its check run's, to its log."""
+
+
+@dataclass
+class Activity:
+    """A branch moved: who did it cannot be told from its commits."""
+
+    id: int
+    login: str
+    ref: str
+    before: str
+    after: str
+    kind: str
+    at: datetime
 
 
 @dataclass
@@ -298,6 +362,7 @@ class Repository:
     created_at: datetime
     pushed_at: datetime
     private: bool = False
+    fork_of: int | None = None
     description: str | None = None
     default_branch: str = "main"
     collaborators: dict[str, str] = field(default_factory=dict)
@@ -317,7 +382,9 @@ class Repository:
     """By lower-case name: GitHub compares label names without case."""
     check_suites: dict[int, CheckSuite] = field(default_factory=dict)
     check_runs: dict[int, CheckRun] = field(default_factory=dict)
+    workflow_runs: dict[int, WorkflowRun] = field(default_factory=dict)
     statuses: list[Status] = field(default_factory=list)
+    activities: list[Activity] = field(default_factory=list)
 
     @property
     def full_name(self) -> str:
@@ -360,6 +427,11 @@ class World:
     repositories: dict[int, Repository] = field(default_factory=dict)
     installations: dict[int, Installation] = field(default_factory=dict)
     tokens: dict[str, InstallationToken] = field(default_factory=dict)
+    other_apps: dict[str, App] = field(default_factory=dict)
+    """By slug: Apps of other people, CI for example."""
+    teams: list[Team] = field(default_factory=list)
+    moved: dict[str, int] = field(default_factory=dict)
+    """A former ``owner/name`` in small letters to the repository's id."""
     deliveries: list[Delivery] = field(default_factory=list)
     """Newest first."""
     last_id: int = 10_000
@@ -380,10 +452,56 @@ class World:
         full_name = f"{owner}/{name}".lower()
         return next((one for one in self.repositories.values() if one.full_name.lower() == full_name), None)
 
-    def role(self, repository: Repository, login: str) -> str:
-        """What somebody may do in a repository. Everybody may read a public one."""
-        roles = [repository.collaborators.get(login, "none"), "none" if repository.private else "read"]
+    def role(self, repository: Repository, login: str, *, public: bool = True) -> str:
+        """What somebody may do in a repository; without ``public``, as if everybody could not read a public one."""
+        user = self.users.get(login)
+        if user is not None and user.suspended_at is not None:
+            return "none"
+        if repository.owner == login:
+            return "admin"
+        everybody = "read" if public and not repository.private else "none"
+        roles = [repository.collaborators.get(login, "none"), everybody]
+        owner = self.users.get(repository.owner)
+        match owner.members.get(login) if owner is not None else None:
+            case "admin":
+                return "admin"
+            case "member":
+                assert owner is not None
+                roles.append(owner.base_role)
+                roles += [
+                    one.repositories[repository.id]
+                    for one in self.teams_of(repository.owner, login)
+                    if repository.id in one.repositories
+                ]
         return highest(roles)
+
+    def team(self, org: str, slug: str) -> Team | None:
+        """The team with this slug, whatever its case."""
+        wanted = (org.lower(), slug.lower())
+        return next((one for one in self.teams if (one.org.lower(), one.slug.lower()) == wanted), None)
+
+    def in_team(self, team: Team, login: str) -> str | None:
+        """Somebody's role in a team, by membership or by that in a team below it."""
+        below = [one for one in self.teams if one.org == team.org and one.parent == team.slug]
+        return team.members.get(login) or next(
+            (role for one in below if (role := self.in_team(one, login)) is not None), None
+        )
+
+    def teams_of(self, org: str, login: str) -> list[Team]:
+        """The organization's teams that somebody is in."""
+        return [one for one in self.teams if one.org == org and self.in_team(one, login) is not None]
+
+    def app_named(self, slug: str | None) -> App:
+        """The App with this slug; the one under test for None."""
+        return self.app if slug is None else self.other_apps[slug]
+
+    def app_of(self, login: str) -> App | None:
+        """The App whose bot this is."""
+        return next((one for one in (self.app, *self.other_apps.values()) if one.bot_login == login), None)
+
+    def forks_of(self, repository: Repository) -> list[Repository]:
+        """The repository's forks."""
+        return [one for one in self.repositories.values() if one.fork_of == repository.id]
 
     def installation_for(self, repository: Repository) -> Installation | None:
         """The App's installation that covers this repository."""

@@ -17,8 +17,8 @@ def test_every_operation_with_a_permission_has_a_handler_and_a_description(descr
 
 
 async def test_what_does_not_exist_says_so(bot, client_problems):
-    answer = await bot.get("/repos/acme/hello/actions/runs", status=501)
-    assert "does not implement GET /repos/acme/hello/actions/runs" in answer["message"]
+    answer = await bot.get("/repos/acme/hello/actions/secrets", status=501)
+    assert "does not implement GET /repos/acme/hello/actions/secrets" in answer["message"]
     assert len(client_problems()) == 1
 
 
