@@ -10,6 +10,7 @@ import click
 
 from bot import __version__
 from bot.cli.audit import audit
+from bot.cli.check_config import check_config
 from bot.cli.costs import costs
 from bot.cli.images import images
 from bot.cli.jobs import jobs
@@ -139,6 +140,7 @@ def demo(agent: str, runner: str, keep: bool) -> None:
 
 
 main.add_command(audit)
+main.add_command(check_config)
 main.add_command(costs)
 main.add_command(images)
 main.add_command(jobs)

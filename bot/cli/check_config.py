@@ -1,0 +1,108 @@
+"""`conductor check-config`: whether a repository's configuration can be used, before anybody merges it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import yaml
+
+from bot.cli.run import config_option, fail, settings_from
+from bot.errors import ConductorError
+from bot.repo_config import PATH, RepoConfig, RepoConfigError, read
+from bot.repo_layers import ServerRules, merge, not_offered, under
+from bot.yaml_text import Problem
+from runners.agents.registry import known_agents
+
+
+@click.command("check-config")
+@click.argument("file", default=PATH)
+@click.option(
+    "--organisation",
+    metavar="FILE",
+    help=f"The default below it: {PATH} of the owner's repository `.github`.",
+)
+@click.option("--server", is_flag=True, help="Also check it against this server's settings.")
+@click.option("--show", is_flag=True, help="Print what counts in the end, without what is a default.")
+@config_option
+def check_config(file: str, organisation: str | None, server: bool, show: bool, config: Path | None) -> None:
+    """Check a repository's configuration; FILE may be - for standard input.
+
+    Each problem is one line, FILE:LINE:COLUMN: what is wrong. The same is said in the check run
+    `agent/config` of a pull request that brings the file along.
+
+    \b
+    In a repository:
+      conductor check-config
+    As a hook, what is about to be committed:
+      git show :.github/conductor.yml | conductor check-config -
+    What a server would make of it:
+      conductor check-config --server --config conductor.toml FILE
+    With the organisation's default below it:
+      conductor check-config --organisation ../.github/.github/conductor.yml
+
+    \b
+    Exit codes:
+      0  it can be used (what a server does not offer, but can do without, is told as a warning)
+      1  it cannot be used
+      2  there is no such file, or the server's own settings are wrong
+    """  # noqa: D301 - click wants a real backspace: "do not wrap this"
+    try:
+        own, document = read(_text(file))
+    except RepoConfigError as error:
+        _end(file, error.problems)
+    default = RepoConfig()
+    if organisation:
+        try:
+            default, _ = read(_text(organisation))
+        except RepoConfigError as error:
+            _end(organisation, error.problems)
+    try:
+        whole = merge(default, own)
+    except RepoConfigError as error:
+        _end(file, error.problems)
+    if server:
+        settings = settings_from(config)
+        whole = under(ServerRules.of(settings), whole)
+        try:
+            missing = not_offered(whole, settings, known_agents(settings))
+        except ConductorError as error:
+            fail(error)
+        for one in missing:
+            if not one.stops:
+                _tell(file, Problem(f"warning: {one.said}", *document.place(one.place)))
+        if stops := [Problem(one.said, *document.place(one.place)) for one in missing if one.stops]:
+            _end(file, stops)
+    if show:
+        values = whole.model_dump(mode="json", exclude_defaults=True)
+        click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+    else:
+        click.echo(f"{file} can be used.")
+
+
+def _text(file: str) -> str:
+    """What stands in ``file``; ends the program with 2 when it cannot be read, and with 1 when it is no text."""
+    try:
+        raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        click.secho(f"conductor: cannot read {file}: {error.strerror}.", fg="red", err=True)
+        click.echo("  Name the file to check, or - for standard input.", err=True)
+        sys.exit(2)
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        _end(file, [Problem("it is not text in UTF-8", 1, 1)])
+
+
+def _tell(file: str, problem: Problem) -> None:
+    """One line, as compilers write it, so that editors find the place."""
+    click.echo(f"{file}:{problem.line}:{problem.column}: {problem.message}", err=True)
+
+
+def _end(file: str, problems: Sequence[Problem]) -> NoReturn:
+    for problem in problems:
+        _tell(file, problem)
+    sys.exit(1)

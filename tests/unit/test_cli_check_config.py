@@ -1,0 +1,89 @@
+"""`conductor check-config`: places, exit codes, layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bot.cli.main import main
+
+
+def run(*arguments: str, text: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(main, ["check-config", *arguments], input=text)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_good_file(folder: Path) -> None:
+    (folder / "c.yml").write_text("agent: claude\n")
+    done = run("c.yml")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "c.yml can be used.\n", "")
+
+
+def test_the_usual_place_without_an_argument(folder: Path) -> None:
+    (folder / ".github").mkdir()
+    (folder / ".github/conductor.yml").write_text("agnet: claude\n")
+    done = run()
+    assert done.exit_code == 1
+    assert done.stderr == ".github/conductor.yml:1:1: `agnet` is not known\n"
+
+
+def test_standard_input_and_every_problem_on_its_line(folder: Path) -> None:
+    done = run("-", text="limits:\n  timeout: 5\nwho: {may_ask: {permission: read}}\n")
+    assert done.exit_code == 1
+    assert [line.split(" ")[0] for line in done.stderr.splitlines()] == ["-:2:12:", "-:3:29:"]
+
+
+def test_what_cannot_be_read(folder: Path) -> None:
+    done = run("none.yml")
+    assert done.exit_code == 2
+    assert "cannot read none.yml" in done.stderr
+    done = run("-", text=b"\xff\xfe")
+    assert done.exit_code == 1
+    assert done.stderr == "-:1:1: it is not text in UTF-8\n"
+
+
+def test_what_the_server_makes_of_it(folder: Path) -> None:
+    (folder / "conductor.toml").write_text('agents = ["claude"]\nplan_first = true\n')
+    (folder / "c.yml").write_text("agent: codex\nnetwork: {allow: [example.com]}\n")
+    assert run("c.yml").exit_code == 0, "nobody asked a server"
+    done = run("c.yml", "--server", "--config", "conductor.toml")
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == [
+        "c.yml:2:18: warning: `example.com` is not what the server's operator lets a repository add.",
+        "c.yml:1:8: The agent `codex` is not offered here; there are `claude`.",
+    ]
+    (folder / "c.yml").write_text("network: {allow: [example.com]}\n")
+    done = run("c.yml", "--server", "--config", "conductor.toml", "--show")
+    assert done.exit_code == 0
+    assert "warning" in done.stderr
+    assert "plan:\n    always: true" in done.stdout
+    (folder / "conductor.toml").write_text("agnets = []\n")
+    assert run("c.yml", "--server", "--config", "conductor.toml").exit_code == 2
+
+
+def test_the_organisations_default(folder: Path) -> None:
+    (folder / "default.yml").write_text("protected: [a]\n")
+    done = run("-", "--organisation", "default.yml", "--show", text="protected: [b]\n")
+    assert (done.exit_code, done.stdout) == (0, "protected:\n- a\n- b\n")
+    (folder / "default.yml").write_text("protectd: [a]\n")
+    done = run("-", "--organisation", "default.yml", text="agent: x\n")
+    assert done.exit_code == 1
+    assert done.stderr == "default.yml:1:1: `protectd` is not known\n"
+    some = [f"a{number}" for number in range(150)]
+    (folder / "default.yml").write_text(f"protected: {some}\n")
+    done = run("-", "--organisation", "default.yml", text=f"protected: {[f'b{n}' for n in range(150)]}\n")
+    assert done.exit_code == 1
+    assert "together with the organisation's default" in done.stderr
+
+
+def test_the_help_teaches() -> None:
+    shown = run("--help").output
+    for part in ("\n    0  it can", "\n    conductor check-config\n", "git show :.github/conductor.yml", "--server", "--organisation"):
+        assert part in shown
