@@ -163,7 +163,8 @@ def verify(config: Path | None, anchors: tuple[Link, ...], path: Path | None) ->
     if verifier.found:
         more = verifier.found - len(verifier.findings)
         click.echo(
-            f"The audit trail is not as it was written: {verifier.found} findings in {verifier.count} entries"
+            f"The audit trail is not as it was written: {_many(verifier.found, 'finding')} in "
+            f"{_many(verifier.count, 'entry', 'entries')}"
             + (f", {more} of them not shown." if more else "."),
             err=True,
         )
@@ -171,7 +172,9 @@ def verify(config: Path | None, anchors: tuple[Link, ...], path: Path | None) ->
     if verifier.newest is None:
         click.echo("The audit trail is empty.")
         return
-    click.echo(f"{verifier.count} entries, each as it was written. The newest is {verifier.newest}")
+    click.echo(
+        f"{_many(verifier.count, 'entry', 'entries')}, each as it was written. The newest is {verifier.newest}"
+    )
 
 
 @audit.command()
@@ -203,7 +206,7 @@ def export(config: Path | None, format_: str, output: Path | None, **options: An
                 count, last = count + 1, entry
             file.flush()
         link = f", the last is {last.link}" if isinstance(last, Entry) else ""
-        click.echo(f"{count} entries{link}", err=True)
+        click.echo(f"{_many(count, 'entry', 'entries')}{link}", err=True)
 
     _run(settings, write)
 
@@ -297,6 +300,10 @@ def _read(file: TextIO) -> Iterator[Entry | Unreadable]:
             yield Entry(**values)
         except (ValueError, TypeError, KeyError) as error:
             yield Unreadable(seq=seq, why=f"line {number}: {str(error)[:200]}")
+
+
+def _many(count: int, one: str, more: str = "") -> str:
+    return f"{count} {one if count == 1 else more or f'{one}s'}"
 
 
 def _utc(moment: datetime | None) -> datetime | None:
