@@ -187,6 +187,16 @@ class ApprovalDesk:
             elif _unused(approval):
                 await self._recheck(_now_called(approval, repo))
 
+    async def closed(self, repo: Repo, number: int) -> None:
+        """A pull request was closed or merged: nothing is asked there any more."""
+        for approval in await self.approvals.on(repo.id, number):
+            if approval.state is ApprovalState.pending or _unused(approval):
+                why = "the pull request was closed"
+                await self._end(_now_called(approval, repo), ApprovalState.withdrawn, why=why)
+                job = await self._store.job(approval.job_id)
+                if self.outcome is not None and job is not None and job.state is JobState.paused:
+                    await self.outcome.lapsed(approval, job)
+
     async def decide_as_operator(
         self, approval_id: str, *, yes: bool, reason: str, operator: str
     ) -> Approval:
@@ -472,14 +482,19 @@ class ApprovalDesk:
         if matters and self.outcome is None:
             await self._show(approval, job, why=why)
             return  # the rest is a server's
-        if self.outcome is not None:
+        # what a job asked before is no answer to what it asks now
+        if self.outcome is not None and matters and await self._is_newest(approval):
             if approval.state is ApprovalState.approved:
                 await self.outcome.approved(approval, job, _by(approval), approval.words)
             elif approval.state is ApprovalState.refused:
                 await self.outcome.refused(approval, job, _by(approval), approval.words)
-            elif matters:
+            else:
                 await self.outcome.lapsed(approval, job)
         await self._tell(approval, job, why=why)
+
+    async def _is_newest(self, approval: Approval) -> bool:
+        asked = await self.approvals.of_job(approval.job_id)
+        return bool(asked) and asked[0].id == approval.id
 
     async def _tell(self, approval: Approval, job: Job, *, why: str = "") -> None:
         if not await self._show(approval, job, why=why):

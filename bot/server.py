@@ -12,7 +12,9 @@ import structlog
 from aiohttp import web
 
 from bot import __version__
+from bot.approval_desk import ApprovalDesk
 from bot.approval_store import ApprovalStore
+from bot.approval_writer import ApprovalWriter
 from bot.audit import Audit
 from bot.catching_up import CatchingUp
 from bot.check_reader import CheckReader
@@ -28,6 +30,7 @@ from bot.errors import InfrastructureError
 from bot.events import NotForUs, parse_event
 from bot.facts import FactFinder
 from bot.failing_heads import FailingHeads
+from bot.final_check import FinalCheck
 from bot.fixer import Fixer
 from bot.github import GitHub
 from bot.housekeeping import Housekeeping
@@ -39,6 +42,7 @@ from bot.queue import Dispatcher
 from bot.redact import Redactor
 from bot.repo_layers import ServerRules
 from bot.report import Reporter
+from bot.reviews import ReviewFinder
 from bot.scheduling import Scheduler
 from bot.shelf import Shelf
 from bot.slash import parse_commands
@@ -79,7 +83,7 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
             reporter=conductor.reporter,
             prune=prune,
             patience=timedelta(days=settings.answer_days),
-            also=(bot.fixer.sweep,),
+            also=(bot.fixer.sweep, bot.desk.settle),
         )
         app = create_app(
             settings,
@@ -175,10 +179,29 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
                 approvals=approvals,
                 listens=lambda name: bool(agent(name, settings).session_paths),
             )
+            reviews = ReviewFinder(github)
+            writer = ApprovalWriter(github, conductor.reporter, github_url=settings.github_url)
             yield _Organs(
                 bot=Bot(
                     conductor=conductor,
                     dialogue=dialogue,
+                    desk=ApprovalDesk(
+                        github=github,
+                        store=store,
+                        approvals=approvals,
+                        reviews=reviews,
+                        writer=writer,
+                        outcome=dialogue,
+                    ),
+                    final=FinalCheck(
+                        github=github,
+                        store=store,
+                        approvals=approvals,
+                        facts=facts,
+                        reviews=reviews,
+                        writer=writer,
+                        audit=audit,
+                    ),
                     config_check=ConfigCheck(
                         facts, conductor.reporter.checks, settings, known_agents(settings)
                     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bot.routing import Router
-from handlers import checks, ci, closed, commands, labels, pulls
+from handlers import checks, ci, closed, commands, labels, pulls, reviews
 from handlers.context import Bot
 
 router: Router[Bot] = Router(
@@ -13,4 +13,5 @@ router: Router[Bot] = Router(
     checks.router,
     ci.router,
     pulls.router,
+    reviews.router,
 )

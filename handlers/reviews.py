@@ -1,0 +1,45 @@
+"""Pull request reviews: decisions about what the bot asked, feedback for its work, and the last word on it."""
+
+from __future__ import annotations
+
+from bot.events import Event
+from bot.final_check import number_in
+from bot.routing import Router
+from handlers.context import Bot
+
+router: Router[Bot] = Router()
+
+
+@router.on("pull_request_review", "submitted")
+@router.on("pull_request_review", "edited")
+@router.on("pull_request_review", "dismissed")
+async def review_changed(event: Event, bot: Bot) -> None:
+    """Decide what is asked here; if it is not about that, a new review is feedback."""
+    decided = await bot.desk.reviewed(event)
+    if event.review is not None and event.action == "submitted" and not decided:
+        await bot.dialogue.reviewed(event, event.review)
+    await bot.final.update(event.repo, event.number)
+
+
+@router.on("pull_request", "synchronize")
+@router.on("pull_request", "opened")
+@router.on("pull_request", "reopened")
+@router.on("pull_request", "ready_for_review")
+async def head_moved(event: Event, bot: Bot) -> None:
+    """What was approved was another commit: ask anew, and show on the new head what is missing."""
+    await bot.desk.pushed(event.repo, event.number)
+    await bot.final.update(event.repo, event.number, request=event.action != "synchronize")
+
+
+@router.on("pull_request", "closed")
+async def pull_closed(event: Event, bot: Bot) -> None:
+    """Nobody need decide about it any more."""
+    await bot.desk.closed(event.repo, event.number)
+
+
+@router.on("check_run", "rerequested")
+async def count_again(event: Event, bot: Bot) -> None:
+    """Count the reviews once more on GitHub's own button: anybody may ask for that, because it decides nothing."""
+    number = number_in(event.check.name, event.check.job_id) if event.check else None
+    if number is not None:
+        await bot.final.update(event.repo, number)
