@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,14 +16,18 @@ from bot.github import GitHub
 from bot.github_transport import Patience
 from bot.model import Repo
 from bot.repo_config import MAX_BYTES, PATH, RepoConfig, RepoConfigError
+from bot.repo_layers import ServerRules
+from bot.sandbox.description import GitHubDescription
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
+
+description = functools.cache(GitHubDescription)  # reading it takes a second
 
 
 @asynccontextmanager
 async def reader(tmp_path: Path, **files: str | bytes) -> AsyncIterator[tuple[Sandbox, FactFinder, Repo]]:
     """A repository with these files on its default branch, and who reads it."""
-    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
+    async with Sandbox.start(state_dir=tmp_path / "github", description=description()) as sandbox:
         await sandbox.create_repo("acme/thing", files={"README.md": "x\n"} | files)
         repository = sandbox.world.repository("acme", "thing")
         repo = Repo(owner="acme", name="thing", id=repository.id, installation_id=sandbox.installation_id)
@@ -77,3 +83,65 @@ async def test_a_github_that_does_not_answer_is_no_missing_file(tmp_path: Path) 
         sandbox.faults.add(Fault(path=r"/contents/", status=502, times=None))
         with pytest.raises(GitHubUnavailable):
             await facts.repo_config(repo)
+
+
+@asynccontextmanager
+async def with_default(tmp_path: Path, text: str, own: str = "", **more: object) -> AsyncIterator[Layers]:
+    """The repository with its ``own`` file, and its owner's default."""
+    files = {PATH: own} if own else {}
+    async with reader(tmp_path, **files) as (sandbox, facts, repo):
+        await sandbox.create_repo("acme/.github", files={PATH: text}, **more)  # type: ignore[arg-type]
+        yield Layers(sandbox, facts, repo)
+
+
+class Layers(NamedTuple):
+    sandbox: Sandbox
+    facts: FactFinder
+    repo: Repo
+
+
+async def test_the_owners_default_below_the_repositorys_own(tmp_path: Path) -> None:
+    text = "agent: codex\nprotected: [a]\nlimits: {timeout: 10m}\n"
+    async with with_default(tmp_path, text, "protected: [b]\nlimits: {timeout: 1h}\n") as (_, facts, repo):
+        config = await facts.repo_config(repo)
+        assert (config.agent, config.protected, config.limits.timeout) == ("codex", ("a", "b"), 600)
+
+
+async def test_the_default_is_asked_for_once_in_a_while(tmp_path: Path) -> None:
+    async with with_default(tmp_path, "agent: codex\n") as (sandbox, facts, repo):
+        assert (await facts.repo_config(repo)).agent == "codex"
+        sandbox.faults.add(Fault(path=r"/repos/acme/\.github/contents/", status=502, times=None))
+        assert (await facts.repo_config(repo)).agent == "codex"
+
+
+async def test_a_broken_default_names_its_file(tmp_path: Path) -> None:
+    async with with_default(tmp_path, "agnet: codex\n", "agent: claude\n") as (sandbox, facts, repo):
+        with pytest.raises(RepoConfigError) as caught:
+            await facts.repo_config(repo)
+        assert "`.github/conductor.yml` on the default branch of `acme/.github`" in str(caught.value)
+        assert "line 1, column 1: `agnet` is not known" in str(caught.value)
+        # a mistake is not kept: it is corrected at once
+        await sandbox.as_user("octocat").push_commit("acme/.github", "main", {PATH: "agent: codex\n"})
+        assert (await facts.repo_config(repo)).agent == "claude"
+
+
+async def test_in_the_repository_of_defaults_the_file_is_its_own(tmp_path: Path) -> None:
+    async with with_default(tmp_path, "protected: [a]\n") as (sandbox, facts, repo):
+        there = sandbox.world.repository("acme", ".github")
+        of = Repo(owner="acme", name=".github", id=there.id, installation_id=repo.installation_id)
+        assert (await facts.repo_config(of)).protected == ("a",)
+
+
+async def test_a_github_that_does_not_answer_is_no_missing_default(tmp_path: Path) -> None:
+    async with with_default(tmp_path, "protected: [a]\n") as (sandbox, facts, repo):
+        sandbox.faults.add(Fault(path=r"/repos/acme/\.github/contents/", status=502, times=None))
+        with pytest.raises(GitHubUnavailable):
+            await facts.repo_config(repo)
+
+
+async def test_the_servers_word_stands_above(tmp_path: Path) -> None:
+    async with with_default(tmp_path, "approvals: {final: {required: 1}}\n") as (_, facts, repo):
+        strict = FactFinder(facts._github, ServerRules(approvals=2, ask="admin"))
+        config = await strict.repo_config(repo)
+        assert config.approvals.final.required == 2
+        assert config.who.may_ask.permission == "admin"
