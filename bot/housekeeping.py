@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import structlog
@@ -42,14 +42,19 @@ class Housekeeping:
         reporter: Reporter,
         prune: Callable[[], Awaitable[object]],
         patience: timedelta,
+        also: Sequence[Callable[[], Awaitable[object]]] = (),
     ) -> None:
-        """``prune`` forgets what is old; ``patience`` is how long a question may stay without an answer."""
+        """``prune`` forgets what is old; ``patience`` is how long a question may stay without an answer.
+
+        ``also`` are parts of others: methods that may be repeated.
+        """
         self._store = store
         self._dispatcher = dispatcher
         self._scheduler = scheduler
         self._reporter = reporter
         self._prune = prune
         self._patience = patience
+        self._also = also
 
     async def run(self) -> None:
         """Go round for ever."""
@@ -68,14 +73,15 @@ class Housekeeping:
             self._tell_waiting,
             self._remove_branches,
             self._prune,
+            *self._also,
         ):
             try:
                 # one server at a time: not for correctness, but to ask GitHub only once
-                async with self._dispatcher.lock(f"housekeeping:{part.__name__}", 60) as mine:
+                async with self._dispatcher.lock(f"housekeeping:{part.__qualname__}", 60) as mine:
                     if mine:
                         await part()
             except (ConductorError, SQLAlchemyError, OSError) as error:
-                log.warning("housekeeping", part=part.__name__, error=str(error).split("\n")[0])
+                log.warning("housekeeping", part=part.__qualname__, error=str(error).split("\n")[0])
 
     async def _offer(self) -> None:
         for job in await self._store.active_jobs(JobState.queued, JobState.paused):

@@ -1,0 +1,19 @@
+"""Checks that ended on a commit of the bot's: where the repository wants it, failures are fixed without being asked."""
+
+from __future__ import annotations
+
+from bot.events import Event
+from bot.routing import Router
+from handlers.context import Bot
+
+router: Router[Bot] = Router()
+
+
+@router.on("check_suite", "completed")
+async def checks_ended(event: Event, bot: Bot) -> None:
+    """One event for each App and commit, when the last of its check runs has ended; also when all went well.
+
+    A failure may have had to wait for exactly this one. https://docs.github.com/en/webhooks/webhook-events-and-payloads
+    """
+    if event.suite is not None:
+        await bot.fixer.completed(event.repo, event.suite.head_sha, app_id=event.suite.app_id)
