@@ -37,6 +37,7 @@ from bot.policy import (
     authorize,
     choose,
     decide,
+    once,
     throttle,
 )
 from bot.reasons import all_of
@@ -122,7 +123,9 @@ class Conductor:
                 return None
             reasons.append(decision.root)
             async with self._admission:  # so that many at once do not all find the last place free
-                decision = await self._throttled(job, facts)
+                decision = once(await self._under_way(job))
+                if decision.allowed:
+                    decision = await self._throttled(job, facts)
                 because = all_of("may be done", [*reasons, decision.root])
                 fresh = decision.allowed and await self.store.add_job(job, because=because)
             if not decision.allowed:
@@ -362,10 +365,21 @@ class Conductor:
             return f"`{CONFIG_PATH}`: {error}"
         return ""
 
+    async def _under_way(self, job: Job) -> Job | None:
+        """A job that has not ended and does the very same: two people set the label, or one did twice."""
+        if job.instructions or job.retry_of:
+            return None  # words of one's own are never quite the same; they wait for their turn
+        same = ("number", "kind", "agent", "model", "instructions")
+        for other in await self.store.jobs_on(job.repo.id, job.number):
+            alike = all(getattr(other, name) == getattr(job, name) for name in same)
+            if alike and not other.state.final and not other.cancel_requested_by and other.id != job.id:
+                return other
+        return None
+
     async def _throttled(self, job: Job, facts: Facts) -> Decision:
         actor = job.trigger.actor
         limits = self._limits.within(facts.config.limits)
-        return throttle(limits, await self.store.load(job.repo.id, actor.id), actor.login)
+        return throttle(limits, await self.store.load(job.repo.id, actor.id, job.thread_id), actor.login)
 
     def job_id(self, trigger: Trigger, ordinal: int = 0) -> str:
         """The id of the job that this trigger starts."""

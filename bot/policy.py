@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from bot.config import Settings
-from bot.model import Actor, JobKind, Request, TargetKind
+from bot.model import Actor, Job, JobKind, Request, TargetKind
 from bot.protected import matching
 from bot.reasons import Reason, all_of, any_of, refusals
 from bot.repo_config import PATH as CONFIG_PATH
@@ -86,6 +86,7 @@ class Limits:
     queued: int = 0  # waiting in one repository
     repository_hour: int = 0  # accepted in one repository in an hour
     user_repository_hour: int = 0  # from one person in it
+    conversation_hour: int = 0  # accepted in one conversation in an hour, whoever asked
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -97,6 +98,7 @@ class Limits:
             user_hour=settings.limit_user_hour,
             queued=settings.limit_queued,
             repository_hour=settings.limit_repository_hour,
+            conversation_hour=settings.limit_conversation_hour,
         )
 
     def within(self, wanted: LimitsConfig) -> Self:
@@ -118,6 +120,7 @@ class Load:
     queued: int = 0
     repository_hour: int = 0
     user_repository_hour: int = 0
+    conversation_hour: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +264,25 @@ def throttle(limits: Limits, load: Load, login: str) -> Decision:
             f"`{CONFIG_PATH}` allows no more. Ask again later; until then I stay silent.",
         ),
     ]
+    if limits.conversation_hour and load.conversation_hour >= limits.conversation_hour:
+        said = (
+            f"{load.conversation_hour} jobs were asked for here within an hour, which looks like a loop, so no more "
+            "are taken. Ask again later; until then I stay silent."
+        )
+        reasons.append(Reason(question="has the conversation had few enough", ok=False, said=said))
     return Decision(root=all_of("may be accepted now", reasons), flood=True)
+
+
+def once(under_way: Job | None) -> Decision:
+    """Is it new, or is the very same work waiting or running already (``under_way``)?"""
+    said = ""
+    if under_way is not None:
+        said = (
+            f"Job `{under_way.id}` is at it already: {under_way.trigger.actor.login} asked for the same. Write "
+            "`/agent` and what else you want done."
+        )
+    reason = Reason(question="is nobody at it already", ok=under_way is None, said=said)
+    return Decision(root=all_of("is new", [reason]))
 
 
 def afford(used_up: str) -> Decision:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
+from cachetools import TTLCache
 
 from bot.agent_requests import ToDo
 from bot.annotations import Annotation, of_job
@@ -25,13 +26,18 @@ from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import Job, JobState, Repo, TargetKind, Trigger
 from bot.network import explain
 from bot.redact import Redactor
-from bot.render import clip, marker, oneline, quiet_line, render, waiting_words
+from bot.render import clip, marker, oneline, quiet, quiet_line, render, waiting_words
 from bot.store import Store
 
 log = structlog.get_logger(__name__)
 
 #: A job younger than this without a comment: whoever accepted it is just writing one. A second is not to be made.
 FIRST_COMMENT = timedelta(seconds=10)
+
+
+_READY = """
+mutation($pull: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $pull}) { pullRequest { isDraft } } }
+"""
 
 
 class Reporter:
@@ -45,10 +51,12 @@ class Reporter:
         *,
         may_allow: Sequence[str] = (),
         web_url: str = "https://github.com",
+        answers_hour: int = 0,
     ) -> None:
         """``may_allow``: EGRESS_MAY_ALLOW, so that people are told what they may add themselves.
 
-        ``web_url``: where GitHub's pages are.
+        ``web_url``: where GitHub's pages are. ``answers_hour``: of :meth:`reply`, for a person in a repository; 0: no
+        limit.
         """
         self.checks = CheckRuns(github, redactor)
         self._github = github
@@ -56,6 +64,8 @@ class Reporter:
         self._redactor = redactor
         self._may_allow = may_allow
         self._web_url = web_url.rstrip("/")
+        self._answers = answers_hour
+        self._silent: TTLCache[str, bool] = TTLCache(1000, ttl=3600)
 
     # --- what people see of a job
 
@@ -180,33 +190,57 @@ class Reporter:
         kind = "pull" if job.target is TargetKind.pull_request else "issues"
         return f"{self._web_url}/{job.repo.full_name}/{kind}/{job.number}#issuecomment-{job.comment_id}"
 
-    async def pull_request(self, job: Job, *, title: str, base: str, closes: bool = True) -> int:
+    async def pull_request(
+        self, job: Job, *, title: str, base: str, closes: bool = True, draft: bool = False
+    ) -> int:
         """Open the pull request of the job's branch, or find the one that is there. Returns its number.
 
-        ``closes``: merging it closes the job's issue.
+        ``closes``: merging it closes the job's issue; ``draft``: as a draft, where the repository has such.
         """
         if not job.branch:
             raise ValueError("the job has no branch")
         client = self._client(job.repo)
-        title = oneline(quiet_line(self._redactor.text(title)), 200)
-        body = self._clean(
-            render("comments/pull_request.md.j2", job=job, marker=marker("pull", job.id), closes=closes)
-        )
         found = await self._find_pull(client, job)
         if found is not None:
             return found
+        data = {
+            **self._pull_text(job, title, closes=closes),
+            "head": job.branch,
+            "base": base,
+            "draft": draft,
+        }
         try:
-            created = await client.post(
-                self._path(job.repo, "/pulls"),
-                data={"title": title, "head": job.branch, "base": base, "body": body},
-            )
-        except Unprocessable:
+            created = await client.post(self._path(job.repo, "/pulls"), data=data)
+        except Unprocessable as error:
             # somebody (or our own repeated step) opened it in between
             found = await self._find_pull(client, job)
-            if found is None:
+            if found is not None:
+                return found
+            if not draft or "draft" not in str(error).lower():
                 raise
-            return found
+            # private repositories have no drafts on some of GitHub's plans
+            created = await client.post(self._path(job.repo, "/pulls"), data=data | {"draft": False})
         return int(created["number"])
+
+    async def ready(self, job: Job, number: int, *, title: str, closes: bool = True) -> None:
+        """Let a draft of ours be a pull request like any other, with what was done as its title and text.
+
+        REST cannot do that: https://docs.github.com/en/graphql/reference/mutations#markpullrequestreadyforreview
+        """
+        client = self._client(job.repo)
+        url = self._path(job.repo, "/pulls/{number}", number=number)
+        pull = await client.getitem(url)
+        if not pull.get("draft"):
+            return
+        text = self._pull_text(job, title, closes=closes)
+        if job.pull_number != number:
+            del text["body"]  # of the job that opened it
+        await client.patch(url, data=text)
+        await client.graphql(_READY, pull=pull["node_id"])
+
+    def _pull_text(self, job: Job, title: str, *, closes: bool) -> dict[str, Any]:
+        body = render("comments/pull_request.md.j2", job=job, marker=marker("pull", job.id), closes=closes)
+        return {"title": oneline(quiet_line(self._redactor.text(title)), 200), "body": self._clean(body)}
 
     async def remove_branch(self, job: Job) -> None:
         """Remove the branch that a job pushed and never opened a pull request for, if nobody has touched it."""
@@ -258,7 +292,19 @@ class Reporter:
             raise
 
     async def reply(self, repo: Repo, number: int, trigger: Trigger, text: str, *, ordinal: int = 0) -> None:
-        """Answer a command, once for each delivery."""
+        """Answer a command, once for each delivery; in a storm of them only the first ones, and then one more."""
+        if self._answers:
+            hour = datetime.now(UTC).strftime("%Y-%m-%dT%H")
+            key, by = f"answers:{repo.id}:{trigger.actor.id}:{hour}", f"{trigger.delivery_id}/{ordinal}"
+            place = None if key in self._silent else await self._store.place(key, by, most=self._answers + 1)
+            if place is None:
+                self._silent[key] = True  # so that the rest of a storm costs nothing any more
+                return
+            if place == self._answers:
+                text = (
+                    f"I have answered {quiet(trigger.actor.login)} {self._answers} times here within the hour, and "
+                    "stay silent until the next one begins. Work that is asked for is still done."
+                )
         mark = marker("reply", f"{trigger.delivery_id}/{ordinal}")
         body = self._clean(render("comments/reply.md.j2", marker=mark, text=text))
         await self._upsert_comment(repo, number, mark, body, known=None)

@@ -163,7 +163,12 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
                 scheduler=Scheduler(store, dispatcher),
                 facts=facts,
                 reporter=Reporter(
-                    github, store, redactor, may_allow=settings.egress_may_allow, web_url=settings.github_url
+                    github,
+                    store,
+                    redactor,
+                    may_allow=settings.egress_may_allow,
+                    web_url=settings.github_url,
+                    answers_hour=settings.limit_answers_hour,
                 ),
                 ledger=Ledger(engine),
                 audit=audit,

@@ -426,17 +426,24 @@ class Store:
         best = max(known, key=lambda serves: len(wanted & serves), default=frozenset[str]())
         return tuple(sorted(wanted - best))
 
-    async def load(self, repo_id: int, actor_id: int) -> Load:
+    async def load(self, repo_id: int, actor_id: int, thread_id: str = "") -> Load:
         """What counts against the limits on asking."""
         hour_ago = datetime.now(UTC) - timedelta(hours=1)
         asked = select(func.count()).where(jobs.c.actor_id == actor_id, jobs.c.created_at > hour_ago)
         queued = select(func.count()).where(jobs.c.state == str(JobState.queued), jobs.c.repo_id == repo_id)
         here = select(func.count()).where(jobs.c.repo_id == repo_id, jobs.c.created_at > hour_ago)
         own = here.where(jobs.c.actor_id == actor_id)
-        counts = select(*(count.scalar_subquery() for count in (asked, queued, here, own)))
+        talk = here.where(jobs.c.thread_id == thread_id)
+        counts = select(*(count.scalar_subquery() for count in (asked, queued, here, own, talk)))
         async with self.engine.connect() as connection:
             row = (await connection.execute(counts)).one()
-        return Load(user_hour=row[0], queued=row[1], repository_hour=row[2], user_repository_hour=row[3])
+        return Load(
+            user_hour=row[0],
+            queued=row[1],
+            repository_hour=row[2],
+            user_repository_hour=row[3],
+            conversation_hour=row[4],
+        )
 
     # --- attempts
 
@@ -638,6 +645,13 @@ class Store:
                 return True
             found = await connection.execute(select(answers.c.key).where(answers.c.key == mine))
             return found.one_or_none() is not None
+
+    async def place(self, key: str, by: str, *, most: int) -> int | None:
+        """Which of the first ``most`` things with this ``key`` the one said ``by`` is, from 0; None: a later one."""
+        for number in range(most):
+            if await self.say_once(f"{key}:{number}", by):
+                return number
+        return None
 
     async def unsay(self, key: str) -> None:
         """Saying it did not work: it may be said again."""

@@ -136,7 +136,13 @@ def settings_for(
             "job_timeout": 300,
             "slots": 4,
             # stories about limits set their own
-            **dict.fromkeys(("limit_repository", "limit_user", "limit_user_hour", "limit_queued"), 0),
+            **dict.fromkeys(
+                (
+                    *("limit_repository", "limit_user", "limit_user_hour", "limit_queued"),
+                    *("limit_conversation_hour", "limit_answers_hour"),
+                ),
+                0,
+            ),
             "image_ca_bundle": bundle or None,
             "models": {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"},
             "prices": {"gpt-5.5": {"input": 2.0, "output": 8.0, "cached": 0.2}},

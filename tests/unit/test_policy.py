@@ -131,6 +131,13 @@ def test_what_is_asked_for_comes_before_the_repository_and_that_before_the_serve
         (Limits(queued=3), Load(queued=4), ["4 jobs of this repository wait already"]),
         (Limits(repository_hour=3), Load(repository_hour=3), ["3 jobs of this repository were asked for"]),
         (Limits(repository_hour=3), Load(repository_hour=2), []),
+        (Limits(conversation_hour=3), Load(conversation_hour=2), []),
+        (
+            Limits(conversation_hour=3),
+            Load(conversation_hour=3),
+            ["3 jobs were asked for here within an hour"],
+        ),
+        (Limits(), Load(conversation_hour=99), []),
         (
             Limits(user_repository_hour=3),
             Load(user_repository_hour=3),
