@@ -24,6 +24,7 @@ PATHS = [
     ("PUT", "/session"),
     ("GET", "/git/repository.git/info/refs?service=git-receive-pack"),
     ("POST", "/llm/anthropic/v1/messages"),
+    ("POST", "/mcp"),
     ("GET", "/unknown"),
 ]
 
@@ -34,7 +35,7 @@ async def reached(request: web.Request, desk: Desk, tail: str) -> web.StreamResp
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
-    gateway = Gateway({"git": reached, "llm": reached}, long_poll=0.01)
+    gateway = Gateway({"git": reached, "llm": reached, "mcp": reached}, long_poll=0.01)
     desks = [Desk.create(tmp_path / name, attempt_id=name, mirror=None) for name in ("victim", "attacker")]
     for desk in desks:
         desk.give({"number": 1, "prompt": "a secret plan"})
