@@ -194,6 +194,8 @@ def test_the_manifest_asks_for_no_more_than_is_used() -> None:
         "issues": "write",
         "pull_requests": "write",
         "checks": "write",
+        "actions": "read",
+        "statuses": "read",
     }
 
 
