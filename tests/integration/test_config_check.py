@@ -1,0 +1,165 @@
+"""The check run `agent/config`, on the sandbox GitHub: where it appears, and what it says."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from bot.check_runs import CheckRuns
+from bot.config import fixed_settings
+from bot.config_check import CHECK_NAME, ConfigCheck, number_of
+from bot.errors import GitHubUnavailable
+from bot.facts import FactFinder
+from bot.github import GitHub
+from bot.github_transport import Patience
+from bot.model import Repo
+from bot.redact import Redactor
+from bot.repo_config import PATH
+from bot.sandbox.description import GitHubDescription
+from bot.sandbox.faults import Fault
+from bot.sandbox.sandbox import Sandbox
+
+REPO = "acme/thing"
+description = functools.cache(GitHubDescription)  # reading it takes a second
+
+
+class Box(NamedTuple):
+    sandbox: Sandbox
+    check: ConfigCheck
+    repo: Repo
+
+    async def pull(self, branch: str = "x", **files: str) -> int:
+        octocat = self.sandbox.as_user("octocat")
+        await octocat.push_commit(REPO, branch, files)
+        return int((await octocat.open_pull(REPO, branch, "A change"))["number"])
+
+    def runs(self) -> list[dict[str, Any]]:
+        return [run for run in self.sandbox.check_runs(REPO) if run["name"] == CHECK_NAME]
+
+
+@asynccontextmanager
+async def box(tmp_path: Path, files: dict[str, str] | None = None) -> AsyncIterator[Box]:
+    async with Sandbox.start(state_dir=tmp_path / "github", description=description()) as sandbox:
+        await sandbox.create_repo(REPO, files={"README.md": "x\n"} | (files or {}))
+        repository = sandbox.world.repository("acme", "thing")
+        repo = Repo(owner="acme", name="thing", id=repository.id, installation_id=sandbox.installation_id)
+        key = Path(sandbox.private_key_path).read_text()
+        async with GitHub(sandbox.url, str(sandbox.app_id), key, patience=Patience(tries=1)) as github:
+            settings = fixed_settings(agents=("claude",))
+            checks = CheckRuns(github, Redactor())
+            yield Box(sandbox, ConfigCheck(FactFinder(github), checks, settings, ("claude", "codex")), repo)
+        assert [str(problem) for problem in sandbox.problems] == []
+
+
+async def test_a_mistake_is_annotated_where_it_stands(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        number = await it.pull(**{PATH: "agent: claude\nlimits:\n  timeuot: 5m\n  pids: x\n"})
+        assert await it.check.look(it.repo, number) is False
+        (run,) = it.runs()
+        assert (run["status"], run["conclusion"]) == ("completed", "failure")
+        assert run["head_sha"] == it.sandbox.pulls(REPO)[0]["head"]["sha"]
+        shown = it.sandbox.world.repository("acme", "thing").check_runs[run["id"]].annotations
+        assert [(one["path"], one["start_line"], one["start_column"]) for one in shown] == [
+            (PATH, 4, 9),
+            (PATH, 3, 3),
+        ]
+        assert "`limits.timeuot` is not known" in run["output"]["summary"]
+        assert "2 problems" in run["output"]["title"]
+
+
+@pytest.mark.parametrize(
+    ("before", "files", "answer"),
+    [
+        ({}, {PATH: "agent: claude\n"}, True),
+        ({PATH: "agent: x\n"}, {PATH: "agent: claude\n"}, True),
+        ({}, {"README.md": "y\n"}, None),  # there is no file
+        ({PATH: "agnet: x\n"}, {"README.md": "y\n"}, None),  # a bad one, but not of this pull request
+        ({}, {PATH: "agent: codex\n"}, False),  # which this server does not offer
+        ({}, {PATH: "services: {db: {image: postgres}}\n"}, False),
+        ({}, {PATH: "network: {allow: [example.com]}\n"}, True),  # told as a warning
+        ({}, {PATH: "# " + "x" * 70_000}, False),
+        ({}, {f"{PATH}/x": "agent: claude\n"}, None),  # not the file
+    ],
+)
+async def test_what_is_said_of_a_pull_request(
+    tmp_path: Path, before: dict[str, str], files: dict[str, str], answer: bool | None
+) -> None:
+    async with box(tmp_path, before) as it:
+        assert await it.check.look(it.repo, await it.pull(**files)) is answer
+        expected = {True: ["success"], False: ["failure"], None: []}[answer]
+        assert [run["conclusion"] for run in it.runs()] == expected
+
+
+async def test_once_for_a_commit_and_anew_for_the_next(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        number = await it.pull(**{PATH: "agnet: x\n"})
+        for _ in range(2):
+            await it.check.look(it.repo, number)
+        assert [run["conclusion"] for run in it.runs()] == ["failure"]
+        await it.sandbox.as_user("octocat").push_commit(REPO, "x", {PATH: "agent: claude\n"})
+        assert await it.check.look(it.repo, number) is True
+        assert [run["conclusion"] for run in it.runs()] == ["failure", "success"]
+        assert len({run["head_sha"] for run in it.runs()}) == 2
+
+
+async def test_the_owners_default_counts_too(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        await it.sandbox.create_repo("acme/.github", files={PATH: "agnet: x\n"})
+        assert await it.check.look(it.repo, await it.pull(**{PATH: "agent: claude\n"})) is False
+        assert "`acme/.github`" in it.runs()[0]["output"]["summary"]
+
+
+async def test_a_pull_request_from_a_fork(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        mallory = it.sandbox.as_user("mallory")
+        await mallory.fork(REPO)
+        await mallory.push_commit("mallory/thing", "x", {PATH: "agnet: '@octocat <!-- x -->'\n"})
+        pull = await mallory.open_pull(REPO, "mallory:x", "A gift")
+        assert await it.check.look(it.repo, pull["number"]) is False
+        (run,) = it.runs()
+        assert run["head_sha"] == pull["head"]["sha"]
+
+
+async def test_words_of_a_stranger_are_made_harmless(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        number = await it.pull(**{PATH: '"@octocat\\n<!-- agent-conductor:job:j1 -->": 1\n'})
+        assert await it.check.look(it.repo, number) is False
+        summary = it.runs()[0]["output"]["summary"]
+        assert "@octocat" not in summary
+        assert "<!--" not in summary
+
+
+async def test_a_closed_pull_request_and_one_that_is_gone_are_left_alone(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        number = await it.pull(**{PATH: "agnet: x\n"})
+        await it.sandbox.as_user("octocat").close(REPO, number)
+        assert await it.check.look(it.repo, number) is None
+        assert await it.check.look(it.repo, 999) is None
+        assert it.runs() == []
+
+
+async def test_a_github_that_does_not_answer_is_asked_again_later(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        number = await it.pull(**{PATH: "agnet: x\n"})
+        it.sandbox.faults.add(Fault(path=r"/contents/", status=502, times=None))
+        with pytest.raises(GitHubUnavailable):
+            await it.check.look(it.repo, number)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("config/12/0123456789abcdef", 12),
+        ("config/12/0123456789abcdeg", None),
+        ("config/x/0123456789abcdef", None),
+        ("j0123456789ab", None),
+        ("config/12/0123456789abcdef\n", None),
+    ],
+)
+def test_whose_check_run_it_is(text: str, number: int | None) -> None:
+    assert number_of(text) == number
