@@ -12,9 +12,11 @@ import pytest
 
 from bot.agent_requests import ToDo
 from bot.model import ApprovalKind
+from bot.network import proxy_environment
 from bot.ports import Turn
 from runners.agents.registry import agent
 from tests.cli_world import DONE, KEY, TOKEN, npm, provided, world
+from tests.integration.test_agents_behind_proxy import refusing
 from tests.llm import Script, ScriptedLlm
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(400)]  # with the installation
@@ -98,12 +100,14 @@ async def test_tells_its_progress_and_asks_for_a_host(name: str, tmp_path: Path)
     )
     settings = {"egress_may_allow": ("*.example.com",), "llm_gemini_key": KEY}
     async with (
+        refusing() as (port, asked),
         ScriptedLlm(script) as llm,
         world(
             tmp_path, binaries(tmp_path / "bin", name), llm.url, llm_gemini_url=llm.url, **settings
         ) as made,
     ):
-        outcome = await made.run(agent(name), turn(name))
+        # as in its container: beside a proxy that is for everything but the gateway
+        outcome = await made.run(agent(name), turn(name), **proxy_environment("t0ken", str(port)))
         assert outcome.judge(changed=False).ok, outcome
         note, request = made.desk.progress, made.desk.requested
         assert note is not None, [request.body for request in llm.requests]
@@ -111,10 +115,11 @@ async def test_tells_its_progress_and_asks_for_a_host(name: str, tmp_path: Path)
         assert request is not None
         assert (request.kind, request.host) == (ApprovalKind.network, "docs.example.com")
         assert made.tokens_seen == {TOKEN}
+        assert not any("/mcp" in one or "127.0.0.1" in one for one in asked)
         texts = [json.dumps(one.body) for one in llm.requests]
     # the model is told of the tools before it calls one, and of what each said
-    told, refused, asked = texts[-3:]
+    told, refused, people = texts[-3:]
     assert WORDS.get(name, "Ask people for something that you may not do by yourself") in texts[-4]
     assert "Told." in told
     assert "no URL" in refused
-    assert "end your turn now" in asked
+    assert "end your turn now" in people
