@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 from bot.ports import Agent
 from bot.results import Transcript
 from runners.gateway.desk import Desk
 
-RECENT = 6  # lines that people are shown
+RECENT = 6  # lines that people are shown while it works
+LOGGED = 200  # lines that are kept for `/agent logs`
+MAX_LOGGED = 12_000  # characters of them
 
 
 class Listener:
@@ -18,6 +22,12 @@ class Listener:
         self._heard = 0  # number of the last line of the attempt that was taken in
         self.transcript = Transcript()
         self.recent: tuple[str, ...] = ()
+        self._logged: deque[str] = deque(maxlen=LOGGED)
+
+    @property
+    def log(self) -> str:
+        """What the agent said and did last, over all its turns."""
+        return "\n".join(self._logged)[-MAX_LOGGED:]
 
     async def listen(self, desk: Desk, turn: int) -> None:
         """Take in a turn's whole output, as it comes; returns when the turn has ended.
@@ -40,5 +50,7 @@ class Listener:
             if said.kind in ("text", "tool") and words.strip():
                 if goes_on and recent and transcript.text.startswith(recent[-1]):
                     recent.pop()
+                    self._logged.pop()
                 recent.append(words)
+                self._logged.append(words)
                 self.recent = tuple(recent[-RECENT:])

@@ -26,6 +26,7 @@ import structlog
 from bot import repo_config
 from bot.branches import branch_for
 from bot.config import Settings
+from bot.conversation import Conversation
 from bot.errors import ConductorError, InfrastructureError, JobFailed, StaleAttempt
 from bot.facts import FactFinder
 from bot.github import GitHub
@@ -35,24 +36,28 @@ from bot.limits import limits_for
 from bot.listener import RECENT, Listener
 from bot.model import (
     TRANSITIONS,
+    ApprovalKind,
     Attempt,
     AttemptState,
     FailureKind,
     Job,
+    JobKind,
     JobState,
     Phase,
+    Result,
     TargetKind,
     Usage,
 )
 from bot.network import proxy_environment, rules_for
 from bot.ports import Agent, ContainerSpec, Exit, Handle, Runner, Turn
 from bot.progress import Progress
-from bot.prompts import answer_prompt, go_on_prompt, task_prompt, visible
+from bot.prompts import answer_prompt, go_on_prompt, task_prompt, told_prompt, visible
+from bot.proposals import Proposals
 from bot.publisher import Publisher
 from bot.redact import Redactor
 from bot.render import duration
 from bot.report import Reporter
-from bot.results import HINTS, Verdict, judge
+from bot.results import HINTS, Verdict, asks, judge
 from bot.scales import Scales
 from bot.scheduling import Scheduler
 from bot.services import services_of
@@ -75,6 +80,7 @@ PROGRESS_INTERVAL = 10.0  # seconds between two edits of the comment; GitHub cou
 CHECKPOINT_INTERVAL = 60.0  # seconds between two looks for a checkpoint to keep
 EXIT_WAIT = 10.0  # seconds for a container to end that was told that there are no more turns
 MAX_QUESTION = 8000  # characters
+MAX_TURNS = 50  # of one attempt: words for a working agent start no more than that
 MAX_ORIGINS = 20  # jobs that are asked for unfinished work
 READ_PERMISSIONS = {"contents": "read"}
 
@@ -104,6 +110,8 @@ class Workshop:
     mirrors: Mirrors
     submodules: SubmoduleFinder
     keeper: Keeper
+    conversation: Conversation
+    proposals: Proposals
     scales: Scales
     presets: PresetSource | None  # None: attempts have this machine's own network, and need no proxy
 
@@ -192,6 +200,8 @@ class _Attempt:
             if verdict is None:
                 return  # another attempt goes on, or the end was told
             if not verdict.asks:
+                if await self._tell_more(desk):
+                    continue
                 await self._publish(desk, verdict)
                 return
             await self._ask(desk, verdict)
@@ -212,8 +222,8 @@ class _Attempt:
         self.job = self.job.evolve(usage=usage, blocked=desk.blocked)
         if ending.outcome is not None:
             await self.host.store.end_turn(self.attempt, desk.turns_given, ending.outcome.model_dump())
-        if ending.outcome is not None:
             await self.listener.listen(desk, desk.turns_given)
+        await self._keep_log()
         if session_id := self.listener.transcript.session_id:
             await self.host.store.save_session(self.job.thread_id, self.job.agent, session_id)
         await self.host.keeper.keep_session(self.job, desk)
@@ -242,6 +252,9 @@ class _Attempt:
             return None
         if outcome is None:
             raise _container_died(ending.exit)
+        if (asked := desk.requested) is not None and not (outcome.timed_out or outcome.stopped):
+            # whatever it said at the end of that turn: it waits for a person now
+            return asks(asked.reason)
         verdict = judge(
             self.listener.transcript,
             exit_code=outcome.exit_code,
@@ -270,16 +283,43 @@ class _Attempt:
         await self._remove_container()
         await self._enter(Phase.publish)
         await self.host.store.set_attempt(self.attempt, AttemptState.publishing)
-        changed = await self.host.publisher.check(self.job, desk.quarantine, outcome)
-        summary = verdict.result.summary or verdict.result.title
+        host, result = self.host, verdict.result
+        reads_only = self.job.kind.reads_only
+        changed = not reads_only and await host.publisher.check(self.job, desk.quarantine, outcome)
+        summary = result.summary or result.title
         missing = note_for_people(desk.terms.missing)
         self.job = self.job.evolve(summary=f"{summary}\n\n{missing}".strip() if missing else summary)
         if changed:
-            self.job = await self.host.publisher.publish(
-                self.job, self.attempt, desk.quarantine, outcome, verdict.result
+            self.job = await host.publisher.publish(
+                self.job,
+                self.attempt,
+                desk.quarantine,
+                outcome,
+                result,
+                granted=desk.terms.granted_paths,
             )
-        await self.host.keeper.forget_work(self.job)
+        troubles = await self._say(desk, result)
+        if troubles:
+            self.job = self.job.evolve(summary="\n\n".join([self.job.summary, *troubles]))
+        await host.keeper.forget_work(self.job)
         await self.end(JobState.succeeded)
+
+    async def _say(self, desk: Desk, result: Result) -> Sequence[str]:
+        """Put what the agent says where it belongs. Returns a sentence for each thing that did not work."""
+        host, job = self.host, self.job.evolve(summary=self.host.redactor.text(self.job.summary))
+        match job.kind:
+            case JobKind.ask:
+                await host.conversation.answer(job)
+            case JobKind.review if job.base_sha:
+                return await host.conversation.post_review(job, result.comments, sha=job.base_sha)
+            case JobKind.plan:
+                title = f"Plan: {result.title or job.title}"
+                self.job = await host.proposals.propose(
+                    job, self.attempt, desk.quarantine, ApprovalKind.plan, job.summary, title=title
+                )
+            case _:
+                return await host.conversation.reply(job, result.replies)
+        return ()
 
     async def _published_before(self) -> bool:
         """Whether a lost host's attempt got as far as the push: then only the rest is to be done."""
@@ -308,6 +348,7 @@ class _Attempt:
                 await host.gateway.open(desk)
                 return desk
             desk.close()  # nobody knows how far that one came: all of it may be done once more
+        await host.proposals.check_plan(self.job)
         await self._enter(Phase.workspace)
         needs = ImageNeeds(capabilities=self._capabilities)
         # neither needs the other
@@ -317,6 +358,8 @@ class _Attempt:
         mirror = await self._fetch()
         submodules = await self._submodules(mirror)
         terms = self._terms(await self._rules(await self._made(making)), submodules)
+        granted, _ = await host.proposals.grants(self.job)
+        terms = terms.with_grants(granted)
         desk = self.desk = Desk.create(self.directory, attempt_id=self.attempt.id, mirror=mirror, terms=terms)
         await quarantine.create(desk.quarantine, mirror, max_input_bytes=host.settings.max_push_bytes)
         await host.keeper.bring_session(self.job, desk)
@@ -347,6 +390,7 @@ class _Attempt:
             budget_job=_lowest(job.budget, self.config.budget.job),
             budget_thread=self.config.budget.thread,
             budget_repository_day=self.config.budget.day,
+            protected=self.config.protected,
             model=job.model,
             lfs=self.config.checkout.lfs,
             repository=job.repo.full_name,
@@ -507,13 +551,26 @@ class _Attempt:
             self.shown_at = time.monotonic()
             self._show(tuple(self.preparing))
 
-    async def _give(self, desk: Desk, number: int) -> None:
+    async def _tell_more(self, desk: Desk) -> bool:
+        """Give the agent what people have said since it began, as one more turn. False when there is nothing."""
+        if not self.agent.session_paths or desk.turns_given >= MAX_TURNS:
+            return False
+        said = await self.host.store.untold(self.job.id)
+        if not said:
+            return False
+        await self._give(desk, desk.turns_given + 1, told_prompt([(by, words) for _, by, words in said]))
+        await self.host.store.told(event for event, _, _ in said)
+        log.info("told more", turn=desk.turns_given)
+        return True
+
+    async def _give(self, desk: Desk, number: int, prompt: str = "") -> None:
+        """Give the next turn; ``prompt``: by default what the job's kind and state want."""
         host, job = self.host, self.job
         # a container that had a turn has its session itself, also one that is too large to be kept
         has_session = number > 1 or desk.session_tar.exists()
         session = await host.store.session(job.thread_id, job.agent) if has_session else None
         bundle = await work.describe(desk.work)
-        prompt = self._prompt(resumes=session is not None, work=bundle is not None)
+        prompt = prompt or self._prompt(resumes=session is not None, work=bundle is not None)
         if number == 1 and self.agent.llm is not None:
             note = note_for_agents(desk.terms.submodules, desk.terms.missing)
             prompt = f"{prompt}\n\n{note}" if note else prompt
@@ -559,6 +616,7 @@ class _Attempt:
 
     def _prompt(self, *, resumes: bool, work: bool) -> str:
         job, may_ask = self.job, bool(self.agent.session_paths)
+        tools = may_ask and self.agent.tools
         if self.agent.llm is None:
             # without a model there is nobody to instruct: the agent gets what people wrote, and only that
             return visible(job.instructions) or visible(job.body)
@@ -566,7 +624,11 @@ class _Attempt:
         if answered and resumes:
             return answer_prompt(job)
         goes_on = job.go_on or work
-        task = go_on_prompt(job, work=work, may_ask=may_ask) if goes_on else task_prompt(job, may_ask=may_ask)
+        task = (
+            go_on_prompt(job, work=work, may_ask=may_ask, tools=tools)
+            if goes_on
+            else task_prompt(job, may_ask=may_ask, tools=tools)
+        )
         return f"{task}\n\n{answer_prompt(job)}" if answered else task
 
     async def _base_of_pull(self, desk: Desk) -> str:
@@ -576,15 +638,17 @@ class _Attempt:
 
     async def _follow(self, desk: Desk) -> None:
         """Read the agent's events as they come; now and then show the last of them and keep its checkpoint."""
-        shown: Sequence[str] = ()
+        shown: object = ((), None)
         kept, looked = None, time.monotonic()
         listening = asyncio.create_task(self.listener.listen(desk, desk.turns_given))
         try:
             while not listening.done():
                 await asyncio.wait((listening,), timeout=PROGRESS_INTERVAL)
-                if self.listener.recent != shown and not listening.done():
-                    shown = self.listener.recent
-                    self._show(shown)
+                told = (self.listener.recent, desk.progress)
+                if told != shown and not listening.done():
+                    shown = told
+                    self._show(self.listener.recent)
+                    await self._keep_log()
                 if time.monotonic() - looked > CHECKPOINT_INTERVAL:
                     looked = time.monotonic()
                     newest = await quarantine.head(desk.quarantine, quarantine.CHECKPOINT)
@@ -655,9 +719,20 @@ class _Attempt:
 
     async def _ask(self, desk: Desk, verdict: Verdict) -> None:
         """Ask a person, and wait without working: what was done so far is kept."""
-        host = self.host
+        host, request = self.host, desk.requested
         words = verdict.result.summary or verdict.result.title if verdict.result else ""
         await host.keeper.keep_work(self.job, desk, finished=True)
+        if request is not None and request.kind is not None:
+            words = request.subject
+            self.job = await host.proposals.propose(
+                self.job,
+                self.attempt,
+                desk.quarantine,
+                request.kind,
+                host.redactor.text(request.subject),
+                title=f"Asks: {self.job.title}",
+                details=request.details,
+            )
         # until the next turn makes one, what was handed in is the newest there is
         await quarantine.forget_checkpoint(desk.quarantine)
         moved = await host.store.move(
@@ -682,7 +757,10 @@ class _Attempt:
             self.progress.tell("check", lambda: host.reporter.check(moved, sha))
         await self.progress.close()
         # what fails here, or was never begun, is told later: housekeeping looks for questions nobody heard of
-        await self._report(host.reporter.ask(moved))
+        if request is None or request.kind is None:
+            await self._report(host.reporter.ask(moved))
+        else:  # the approval has a comment of its own
+            await host.store.mark_reported(moved.id, moved.state)
         await host.scheduler.offer_waiting()
 
     async def _wake_up(self) -> bool:
@@ -704,6 +782,7 @@ class _Attempt:
             await self._sleep(job)
             return False
         desk = await self._prepare()
+        await self._take_grants(desk)
         if desk.outcome_now(desk.turns_given) is not None:
             await self._renew_deadline(job)
             await self._give(desk, desk.turns_given + 1)
@@ -716,6 +795,15 @@ class _Attempt:
         await self._set_attempt(AttemptState.running)
         log.info("answered", by=job.answered_by)
         return True
+
+    async def _take_grants(self, desk: Desk) -> None:
+        """Let the gateway enforce what reviewers granted; the agent is told what does not hold any more."""
+        granted, void = await self.host.proposals.grants(self.job)
+        for grant in granted:
+            desk.grant(grant)
+        if void:
+            words = [self.job.answer or "", "But that does not hold any more, so it is not granted:", *void]
+            self.job = self.job.evolve(answer="\n\n".join(words).strip())
 
     async def _sleep(self, job: Job) -> None:
         """Freeze the container; after a while remove it: then any host may go on."""
@@ -778,6 +866,8 @@ class _Attempt:
             raise StaleAttempt(f"Job {self.job.id} was ended by somebody else.")
         log.info("job ended", state=str(state), phase=phase, failure=kind, message=message[:300])
         self.job = moved
+        if not (moved.kind is JobKind.plan and state is JobState.succeeded):
+            await self._report(self.host.proposals.withdraw(moved))
         await self._say_the_end()
 
     async def _say_the_end(self) -> None:
@@ -841,7 +931,16 @@ class _Attempt:
 
     def _show(self, lines: Sequence[str] = ()) -> None:
         job = self.job
-        self.progress.tell("sticky", lambda: self.host.reporter.sticky(job, progress=lines))
+        note = self.desk.progress if self.desk is not None else None
+        said = (*lines, note.text) if note is not None and note.text else lines
+        todo = note.todo if note is not None else ()
+        self.progress.tell("sticky", lambda: self.host.reporter.progress(job, lines=said, todo=todo))
+
+    async def _keep_log(self) -> None:
+        """For `/agent logs`, which is answered by a process that has no containers."""
+        await self.host.store.note(
+            self.job.id, fence=self.attempt.fence, recent_log=self.host.redactor.text(self.listener.log)
+        )
 
     async def _report(self, work: Awaitable[Any]) -> None:
         """Tell people what can be told now: GitHub's troubles must not end a job."""

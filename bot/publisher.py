@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -96,16 +97,24 @@ class Publisher:
         return True
 
     async def publish(
-        self, job: Job, attempt: Attempt, repository: Path, outcome: Outcome, result: Result
+        self,
+        job: Job,
+        attempt: Attempt,
+        repository: Path,
+        outcome: Outcome,
+        result: Result,
+        *,
+        granted: Collection[str] = (),
     ) -> Job:
         """Make one commit of ours of the agent's tree, push it, open the pull request. Returns the changed job.
 
-        What only people may change is left out and noted in ``held_back``; when that is all, nothing is pushed.
+        What only people may change is left out and noted in ``held_back``, but for the paths ``granted`` by one; when
+        that is all, nothing is pushed.
         """
         base = job.base_sha
         if not (base and job.branch and outcome.head):
             raise ValueError("the job was not prepared")
-        tree, held = await self._divide(job, repository, base, outcome.head)
+        tree, held = await self._divide(job, repository, base, outcome.head, granted)
         if held is not None:
             job = job.evolve(held_back=held.dump())
             await self._store.note(job.id, fence=attempt.fence, held_back=job.held_back)
@@ -114,21 +123,34 @@ class Publisher:
                 return job
         await self._store.check_fence(job.id, attempt.fence)
         await self._lfs.publish(job, repository, base_sha=base, tree=tree)
-        if self._settings.commit_signing == "api":
-            job = await self._publish_by_api(job, attempt, repository, tree, result)
-        else:
-            job = await self._publish_by_push(job, attempt, repository, outcome.head, tree, result)
-        if job.target is TargetKind.issue:
+        job = await self._land(
+            job, attempt, repository, tree=tree, message=self._message(job, result), column="head_sha"
+        )
+        title = result.title or job.title
+        if job.target is TargetKind.issue and job.pull_number is None:
             await self._store.check_fence(job.id, attempt.fence)
-            number = await self.open_pull(job, title=result.title or job.title)
+            number = await self.open_pull(job, title=title)
             job = job.evolve(pull_number=number)
             await self._store.note(job.id, fence=attempt.fence, pull_number=job.pull_number)
+        elif job.approval_id or job.marker_sha:
+            number = job.pull_number or job.number
+            await self._reporter.ready(job, number, title=title, closes=self._settings.close_issues)
         return job
 
-    async def open_pull(self, job: Job, *, title: str) -> int:
+    async def mark(self, job: Job, attempt: Attempt, repository: Path, *, title: str, words: str) -> Job:
+        """Put an empty commit on the job's branch, for reviews to be bound to. Returns the changed job."""
+        tree = await quarantine.tree_of(repository, _parent(job))
+        digest = hashlib.sha256(words.encode()).hexdigest()
+        message = self._redactor.text(
+            f"{quiet_line(oneline(title, 100))}\n\nNothing is changed here: a review of this commit decides.\n"
+            f"For #{job.number}, by {job.agent} (job {job.id}).\nSHA-256 of what is asked: {digest}"
+        )
+        return await self._land(job, attempt, repository, tree=tree, message=message, column="marker_sha")
+
+    async def open_pull(self, job: Job, *, title: str, draft: bool = False) -> int:
         """Open the pull request of the job's branch, or find the one that is there. Returns its number."""
         number = await self._reporter.pull_request(
-            job, title=title, base=job.base or "", closes=self._settings.close_issues
+            job, title=title, base=job.base or "", closes=self._settings.close_issues, draft=draft
         )
         await self._record(AuditKind.pull_opened, job, pull=number, base=job.base)
         return number
@@ -157,12 +179,14 @@ class Publisher:
                     raise _secret(f"`{shown(path)}`")
 
     async def _divide(
-        self, job: Job, repository: Path, base_sha: str, head: str
+        self, job: Job, repository: Path, base_sha: str, head: str, granted: Collection[str]
     ) -> tuple[str, HeldBack | None]:
         """The tree that is pushed, and what of the agent's is not in it."""
         whole = await quarantine.tree_of(repository, head)
         changes = await quarantine.inspect(repository, base_sha, head)
-        files = held_back(changes.files, self._rules(job).protected)
+        files = [
+            file for file in held_back(changes.files, self._rules(job).protected) if file.path not in granted
+        ]
         if not files:
             return whole, None
         tree = await quarantine.without(repository, base_sha, head, {file.path for file in files})
@@ -213,8 +237,16 @@ class Publisher:
 
     # --- the two ways out
 
-    async def _publish_by_push(
-        self, job: Job, attempt: Attempt, repository: Path, head: str, tree: str, result: Result
+    async def _land(
+        self, job: Job, attempt: Attempt, repository: Path, *, tree: str, message: str, column: str
+    ) -> Job:
+        """Put one commit of ours of ``tree`` on the branch; its SHA is noted in ``column`` before the branch moves."""
+        if self._settings.commit_signing == "api":
+            return await self._land_by_api(job, attempt, repository, tree, message, column)
+        return await self._land_by_push(job, attempt, repository, tree, message, column)
+
+    async def _land_by_push(
+        self, job: Job, attempt: Attempt, repository: Path, tree: str, message: str, column: str
     ) -> Job:
         """Make the commit here, and push exactly that."""
         identity = await self._github.identity()
@@ -222,60 +254,59 @@ class Publisher:
         signer = None
         if self._settings.commit_signing == "ssh":
             signer = await self.signer()
+        parent = _parent(job)
         sha = await quarantine.seal(
             repository,
-            job.base_sha or "",
-            head,
+            parent,
+            parent,
             author=bot,
             committer=Person(name=signer.name, email=signer.email) if signer else bot,
-            message=self._message(job, result),
+            message=message,
             co_author=self._asker(job, identity),
             moment=job.created_at,
             tree=tree,
             signer=signer,
         )
         # written before the push: after a crash we know which commit to look for
-        await self._store.note(job.id, fence=attempt.fence, head_sha=sha, summary=job.summary)
-        job = job.evolve(head_sha=sha)
+        await self._store.note(job.id, fence=attempt.fence, summary=job.summary, **{column: sha})
         try:
             await self._push(job, attempt, repository, sha)
         except JobFailed:
             # refused for good: nobody is to look for that commit
-            await self._store.note(job.id, fence=attempt.fence, head_sha=None)
+            await self._store.note(job.id, fence=attempt.fence, **{column: getattr(job, column)})
             raise
-        return job
+        return job.evolve(**{column: sha})
 
-    async def _publish_by_api(
-        self, job: Job, attempt: Attempt, repository: Path, tree: str, result: Result
+    async def _land_by_api(
+        self, job: Job, attempt: Attempt, repository: Path, tree: str, message: str, column: str
     ) -> Job:
         """Have GitHub make and sign the commit, then move the branch to it."""
         commits, branch = ApiCommits(self._github), job.branch or ""
         # we may have been here before a crash or an unclear answer; another try would make another commit
         stored = await self._store.job(job.id)
-        noted = stored.head_sha if stored else None
-        if noted and await commits.branch(job.repo, branch) == noted:
-            return job.evolve(head_sha=noted)
+        noted = getattr(stored, column) if stored else None
+        if noted and noted != getattr(job, column) and await commits.branch(job.repo, branch) == noted:
+            return job.evolve(**{column: noted})
         await self._store.check_fence(job.id, attempt.fence)
         identity = await self._github.identity()
         sha = await commits.commit(
             job.repo,
             repository,
-            base_sha=job.base_sha or "",
+            base_sha=_parent(job),
             tree=tree,
-            message=quarantine.with_co_author(self._message(job, result), self._asker(job, identity)),
+            message=quarantine.with_co_author(message, self._asker(job, identity)),
         )
-        await self._store.note(job.id, fence=attempt.fence, head_sha=sha, summary=job.summary)
-        job = job.evolve(head_sha=sha)
-        expected = job.base_sha if job.target is TargetKind.pull_request else None
+        await self._store.note(job.id, fence=attempt.fence, summary=job.summary, **{column: sha})
+        expected = _expected(job)
         try:
-            async with self._recorded(job, by="api", expected=expected):
+            async with self._recorded(job.evolve(**{column: sha}), by="api", expected=expected):
                 # as late as possible: a newer attempt makes this one void
                 await self._store.check_fence(job.id, attempt.fence)
                 await commits.move(job.repo, branch, sha, expected=expected)
         except JobFailed:
-            await self._store.note(job.id, fence=attempt.fence, head_sha=None)
+            await self._store.note(job.id, fence=attempt.fence, **{column: getattr(job, column)})
             raise
-        return job
+        return job.evolve(**{column: sha})
 
     async def signer(self) -> SshSigner | None:
         """What signs the commits, made at the first call; None when the settings want no key.
@@ -302,8 +333,8 @@ class Publisher:
             fresh=True,
         )
         try:
-            expected = job.base_sha if job.target is TargetKind.pull_request else None
-            async with self._recorded(job, by="git", expected=expected):
+            expected = _expected(job)
+            async with self._recorded(job.evolve(head_sha=sha), by="git", expected=expected):
                 # as late as possible: a newer attempt makes this one void
                 await self._store.check_fence(job.id, attempt.fence)
                 await quarantine.push(
@@ -346,6 +377,19 @@ class Publisher:
     def _message(self, job: Job, result: Result) -> str:
         title = quiet_line(oneline(result.title or job.title, 100))
         return self._redactor.text(f"{title}\n\nFor #{job.number}, by {job.agent} (job {job.id}).")
+
+
+def _parent(job: Job) -> str:
+    """What the next commit on the job's branch is put on top of."""
+    parent = job.marker_sha or job.base_sha
+    if parent is None:
+        raise ValueError("the job was not prepared")
+    return parent
+
+
+def _expected(job: Job) -> str | None:
+    """Where the job's branch must be for that; None: it is not there yet."""
+    return job.marker_sha or (job.base_sha if job.target is TargetKind.pull_request else None)
 
 
 def _secret(where: str, todo: str = "Take it out of the task or the repository") -> JobFailed:

@@ -115,6 +115,12 @@ class Verdict:
         return self.kind is FailureKind.agent and self.result is not None and self.result.status == "question"
 
 
+def asks(question: str) -> Verdict:
+    """The verdict about a turn in which the agent asked by a tool."""
+    result = Result(status="question", summary=question)
+    return Verdict(ok=False, kind=FailureKind.agent, message="", hint="", result=result)
+
+
 def judge(
     transcript: Transcript,
     *,

@@ -10,8 +10,12 @@ from datetime import timedelta
 import structlog
 
 from bot import __version__
+from bot.approval_desk import ApprovalDesk
+from bot.approval_store import ApprovalStore
+from bot.approval_writer import ApprovalWriter
 from bot.audit import Audit
 from bot.config import Settings
+from bot.conversation import Conversation
 from bot.database import create_engine, upgrade
 from bot.facts import FactFinder
 from bot.github import GitHub
@@ -22,10 +26,13 @@ from bot.lfs_publisher import LfsPublisher
 from bot.limits import size
 from bot.performer import Performer, Workshop
 from bot.policy import Limits
+from bot.proposals import Proposals
 from bot.publisher import Publisher
 from bot.queue import Dispatcher
 from bot.redact import Redactor
+from bot.repo_layers import ServerRules
 from bot.report import Reporter
+from bot.reviews import ReviewFinder
 from bot.scales import Scales
 from bot.scheduling import Scheduler
 from bot.shelf import Shelf
@@ -82,8 +89,10 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
             store = Store(engine, Limits.of(settings), audit=audit)
             scheduler = Scheduler(store, dispatcher)
             mirrors = Mirrors(settings.data_dir / "mirrors")
-            facts = FactFinder(github)
-            reporter = Reporter(github, store, redactor, may_allow=settings.egress_may_allow)
+            facts = FactFinder(github, ServerRules.of(settings))
+            reporter = Reporter(
+                github, store, redactor, may_allow=settings.egress_may_allow, web_url=settings.github_url
+            )
             publisher = Publisher(
                 settings=settings,
                 store=store,
@@ -117,6 +126,19 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                         mirrors=mirrors,
                         submodules=SubmoduleFinder(
                             github_url=settings.github_url, github=github, facts=facts, mirrors=mirrors
+                        ),
+                        conversation=Conversation(github, facts, redactor),
+                        proposals=Proposals(
+                            settings=settings,
+                            store=store,
+                            publisher=publisher,
+                            desk=ApprovalDesk(
+                                github=github,
+                                store=store,
+                                approvals=ApprovalStore(engine, audit),
+                                reviews=ReviewFinder(github),
+                                writer=ApprovalWriter(github, reporter, github_url=settings.github_url),
+                            ),
                         ),
                         keeper=Keeper(Shelf(engine, max_bytes=settings.session_max_bytes)),
                         scales=Scales(runner),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bot.installs import NEEDED
 from handlers.table import router
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,7 @@ LAYERS: dict[str, int] = {
     "bot.github_limits": 2,
     "bot.github_transport": 2,
     "bot.inbox": 2,
+    "bot.installation_store": 2,
     "bot.ledger": 2,
     "bot.logs": 2,
     "bot.migrations": 2,
@@ -108,6 +110,8 @@ LAYERS: dict[str, int] = {
     "bot.facts": 3,
     "bot.fixer": 3,
     "bot.housekeeping": 3,
+    "bot.installs": 3,
+    "bot.repository_setup": 3,
     "bot.janitor": 3,
     "bot.lfs_publisher": 3,
     "bot.listener": 3,
@@ -181,9 +185,19 @@ def test_the_web_process_never_imports_a_container_engine() -> None:
     assert done.stdout.split() == ["False", "False"]
 
 
+#: Every App is told of these; a manifest that lists them is refused.
+#: https://docs.github.com/en/webhooks/webhook-events-and-payloads#installation
+IMPLICIT = {"installation", "installation_repositories"}
+
+
 def test_the_manifest_asks_for_the_events_that_handlers_want() -> None:
     manifest = yaml.safe_load((ROOT / "app.yml").read_text())
-    assert set(manifest["default_events"]) == set(router.wanted)
+    assert set(manifest["default_events"]) == set(router.wanted) - IMPLICIT
+
+
+def test_the_bot_knows_which_permissions_it_cannot_do_without() -> None:
+    manifest = yaml.safe_load((ROOT / "app.yml").read_text())
+    assert NEEDED.items() <= manifest["default_permissions"].items()
 
 
 def test_the_manifest_asks_for_no_more_than_is_used() -> None:
@@ -194,6 +208,7 @@ def test_the_manifest_asks_for_no_more_than_is_used() -> None:
         "issues": "write",
         "pull_requests": "write",
         "checks": "write",
+        "members": "read",
         "actions": "read",
         "statuses": "read",
     }
@@ -213,6 +228,7 @@ def test_only_one_module_writes_what_people_read() -> None:
         "bot.report",
         "bot.approval_writer",
         "bot.conversation",
+        "bot.repository_setup",
         "bot.api_commits",
         "bot.check_runs",
     }

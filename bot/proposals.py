@@ -1,0 +1,99 @@
+"""What a job asks reviewers: put where a review can decide about it, and checked again before it is used.
+
+On a branch of ours an empty commit is made for it, in a draft pull request: a review is bound to that commit, and
+whatever is pushed after it makes the review stale. On somebody else's branch the review is bound to the head as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from bot.agent_requests import NotGrantable, grant_of
+from bot.approval_desk import ApprovalDesk, ApprovalVoid
+from bot.branches import PREFIX
+from bot.config import Settings
+from bot.errors import JobFailed
+from bot.model import ApprovalKind, ApprovalState, Attempt, FailureKind, Job, Phase, TargetKind
+from bot.publisher import Publisher
+from bot.store import Store
+from bot.terms import Grant
+
+log = structlog.get_logger(__name__)
+
+
+class Proposals:
+    """Asks for approvals on behalf of attempts, and takes up what was approved."""
+
+    def __init__(self, *, settings: Settings, store: Store, publisher: Publisher, desk: ApprovalDesk) -> None:
+        self._settings = settings
+        self._store = store
+        self._publisher = publisher
+        self._desk = desk
+
+    async def propose(
+        self,
+        job: Job,
+        attempt: Attempt,
+        repository: Path,
+        kind: ApprovalKind,
+        subject: str,
+        *,
+        title: str,
+        details: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Ask about ``subject`` (Markdown). Returns the changed job; may be repeated after a crash."""
+        pending = await self._desk.approvals.pending_of(job.id)
+        if pending is not None and (pending.kind, pending.subject) == (kind, subject):
+            return job.evolve(pull_number=job.pull_number or _pull(job, pending.pull_number))
+        number = job.number if job.target is TargetKind.pull_request else job.pull_number
+        if (job.branch or "").startswith(f"{PREFIX}/"):
+            job = await self._publisher.mark(job, attempt, repository, title=title, words=subject)
+            if number is None:
+                await self._store.check_fence(job.id, attempt.fence)
+                number = await self._publisher.open_pull(job, title=title, draft=True)
+                job = job.evolve(pull_number=number)
+                await self._store.note(job.id, fence=attempt.fence, pull_number=number)
+        sha = job.marker_sha or job.base_sha
+        if number is None or sha is None:
+            raise ValueError("the job has no pull request to ask on")
+        await self._store.check_fence(job.id, attempt.fence)
+        await self._desk.ask(job, kind, subject, sha=sha, pull_number=number, details=details)
+        return job
+
+    async def check_plan(self, job: Job) -> None:
+        """Make sure that the plan which ``job`` carries out is approved, right before it starts. Raises JobFailed."""
+        if job.approval_id is None:
+            return
+        try:
+            await self._desk.use(job.approval_id)
+        except ApprovalVoid as error:
+            raise JobFailed(Phase.policy, FailureKind.refused, error.message, error.hint) from error
+
+    async def grants(self, job: Job) -> tuple[list[Grant], list[str]]:
+        """What reviewers have granted this job, each checked again; and a sentence for each that does not hold."""
+        granted, void = [], []
+        for approval in await self._desk.approvals.of_job(job.id):
+            if approval.state is not ApprovalState.approved or approval.kind is ApprovalKind.plan:
+                continue
+            try:
+                await self._desk.use(approval.id)
+                grant = grant_of(approval.id, approval.kind, approval.details, self._settings)
+            except (ApprovalVoid, NotGrantable) as error:
+                log.warning("an approval does not hold", approval=approval.id, error=error.message)
+                void.append(error.message)
+            else:
+                granted += [grant] if grant is not None else []
+        return granted, void
+
+    async def withdraw(self, job: Job) -> None:
+        """The job has ended: nobody need decide any more about what it wanted while it worked."""
+        await self._desk.withdraw(job.id)
+
+
+def _pull(job: Job, number: int) -> int | None:
+    """``number``, unless it is the pull request that the job is about: then it has none of its own."""
+    return None if job.target is TargetKind.pull_request else number
