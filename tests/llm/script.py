@@ -24,14 +24,15 @@
 ``follow: requests`` gives out the turns in order, one for each request. ``follow: conversation`` picks the turn by
 how often the model has spoken in the conversation that the request holds: the same request gets the same answer
 however often it is sent, so a story survives killed and repeated agents. ``${NAME}`` in any text is replaced by the
-variable of that name; an unknown one is an error.
+variable of that name; an unknown one is an error. ``${find:REGEX}`` in a turn's text is replaced by the first group
+of the expression's last match in the request: numbers that nobody knows before, such as a thread's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,20 +127,30 @@ class Player:
         if not _has_tools(request):
             return Turn(text=self.script.aside)
         turns = self.script.lanes.get(lane, self.script.turns)
+        text = json.dumps(request)
         if self.script.follow == "conversation":
             index = spoken(request)
-            return turns[index] if index < len(turns) else Turn(text=self.script.at_end)
+            return _found(turns[index], text) if index < len(turns) else Turn(text=self.script.at_end)
         index, given = self._place.get(lane, (0, 0))
-        text = json.dumps(request)
         while index < len(turns):
             turn = turns[index]
             fits = not turn.when or re.search(turn.when, text)
             if fits and (turn.times is None or given < turn.times):
                 self._place[lane] = (index, given + 1)
-                return turn
+                return _found(turn, text)
             index, given = index + 1, 0
         self._place[lane] = (index, 0)
         return Turn(text=self.script.at_end)
+
+
+def _found(turn: Turn, request: str) -> Turn:
+    """The turn with what its text looks for in the request."""
+
+    def last(match: re.Match[str]) -> str:
+        found = re.findall(match[1], request)
+        return str(found[-1]) if found else "nothing"
+
+    return replace(turn, text=re.sub(r"\$\{find:(.+?)\}", last, turn.text))
 
 
 def _has_tools(request: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from bot.model import Job, JobState, Phase
+from bot.sandbox.actions import Job as ActionsJob
 from tests.llm import Script
 from tests.scenarios.world import REPO, World, world
 
@@ -24,8 +25,8 @@ STORIES = sorted((Path(__file__).parent / "stories").glob("*.yml"))
 KNOWN = {"story", "runner", "settings", "llm", "needs", "when", "then"}
 KNOWN_THEN = {
     "job", "jobs", "fence", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
-    "comment", "no comment", "check", "reactions", "tokens", "cost", "llm requests",
-    "llm saw", "llm never saw", "large files",
+    "comment", "no comment", "check", "checks", "reactions", "tokens", "cost", "llm requests",
+    "llm saw", "llm never saw", "large files", "threads", "resolved", "review",
 }  # fmt: skip
 
 
@@ -71,6 +72,9 @@ class Teller:
         if "sees" in act:  # anybody, in some comment, sooner or later
             await self._until_told(act["sees"])
             return
+        if "sees check" in act:  # anybody, on the pull request's head
+            await self._until_checked(act["sees check"])
+            return
         person = github.as_user(act.pop("as"))
         ((verb, what),) = act.items()
         if verb == "opens":
@@ -86,6 +90,16 @@ class Teller:
         elif verb == "writes on pull":  # on the first pull request
             self.jobs += 1
             await person.comment(REPO, self.box.github.pulls(REPO)[0]["number"], what)
+        elif verb in ("reviews", "talks"):  # the first pull request; `talks`: nothing comes of it
+            self.jobs += verb == "reviews"
+            about = github.pulls(REPO)[0]
+            await person.review(
+                REPO, about["number"], what.get("event", "REQUEST_CHANGES"), what.get("body", ""),
+                comments=what.get("comments", ()),
+            )  # fmt: skip
+        elif verb == "fails checks":  # of GitHub Actions, on the first pull request: name -> log
+            jobs = {name: ActionsJob("failure", log) for name, log in what.items()}
+            await github.actions().run(REPO, github.pulls(REPO)[0]["head"]["sha"], jobs, login=person.login)
         elif verb == "remarks":  # a comment that starts nothing
             await person.comment(REPO, self.number, what)
         elif verb == "closes":
@@ -153,6 +167,20 @@ class Teller:
         async with asyncio.timeout(60):
             while text not in self._told():
                 await asyncio.sleep(0.05)
+
+    async def _until_checked(self, wanted: dict[str, str]) -> None:
+        async with asyncio.timeout(60):
+            while not wanted.items() <= self._checks().items():
+                await asyncio.sleep(0.05)
+
+    def _checks(self) -> dict[str, str]:
+        """The check runs on the head of the pull request: name -> conclusion, or how far it is."""
+        sha = next(
+            pull["head"]["sha"] for pull in self.box.github.pulls(REPO) if pull["number"] == self.number
+        )
+        return {
+            run["name"]: run["conclusion"] or run["status"] for run in self.box.github.check_runs(REPO, sha)
+        }
 
     async def _check_with(self, button: str) -> int:
         """The newest check run, when it has the button."""
@@ -230,6 +258,17 @@ class Teller:
             assert part in told
         for part in _list(then.get("no comment")):
             assert part not in told
+        if then.keys() & {"threads", "resolved", "review"}:
+            (pull,) = github.pulls(REPO)
+            found = github.world.repository(*REPO.split("/")).issues[pull["number"]].pull
+            talk = "\n\n".join(one.body for one in found.comments.values() if one.login.endswith("[bot]"))
+            for part in _list(then.get("threads")):
+                assert part in talk
+            assert len(found.resolved_threads) == then.get("resolved", len(found.resolved_threads))
+            said = [one for one in found.reviews.values() if one.login.endswith("[bot]") and one.body]
+            assert not said or [one.state for one in said] == ["COMMENTED"]
+            for part in _list(then.get("review")):
+                assert part in said[0].body
         if "check" in then:
             runs = {run["head_sha"]: run["conclusion"] or run["status"] for run in github.check_runs(REPO)}
             if then["check"] is None:
@@ -240,6 +279,8 @@ class Teller:
                 assert runs.get(sha) == then["check"]
                 each = {(run["head_sha"], run["external_id"]) for run in github.check_runs(REPO)}
                 assert len(github.check_runs(REPO)) == len(each), "one check run for each job and commit"
+        if "checks" in then:
+            assert self._checks() == then["checks"]
         if "reactions" in then:
             found = [content for _, content in github.reactions(REPO, self.number)]
             assert sorted(found) == sorted(then["reactions"])
