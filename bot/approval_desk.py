@@ -144,7 +144,7 @@ class ApprovalDesk:
             return asked
         log.info("asked for an approval", approval=approval.id, kind=str(kind), **job.log_context())
         await self._tell(approval, job)
-        return approval
+        return await self.approvals.approval(approval.id) or approval
 
     async def withdraw(self, job_id: str) -> None:
         """The job ended: what it waits for need not be decided, and what was approved is not to be used."""
@@ -192,10 +192,10 @@ class ApprovalDesk:
         for approval in await self.approvals.on(repo.id, number):
             if approval.state is ApprovalState.pending or _unused(approval):
                 why = "the pull request was closed"
-                await self._end(_now_called(approval, repo), ApprovalState.withdrawn, why=why)
+                ended = await self._end(_now_called(approval, repo), ApprovalState.withdrawn, why=why)
                 job = await self._store.job(approval.job_id)
-                if self.outcome is not None and job is not None and job.state is JobState.paused:
-                    await self.outcome.lapsed(approval, job)
+                if ended and self.outcome and job is not None and job.state is JobState.paused:
+                    await self.outcome.lapsed(ended, job)
 
     async def decide_as_operator(
         self, approval_id: str, *, yes: bool, reason: str, operator: str
@@ -466,11 +466,12 @@ class ApprovalDesk:
 
     async def _end(
         self, approval: Approval, to: ApprovalState, *, why: str, count: _Count | None = None
-    ) -> None:
+    ) -> Approval | None:
         because = count.votes.decision if count else None
         ended = await self.approvals.end(approval, to, why=why, because=because)
         if ended is not None:
             await self._settle(ended, why=why)
+        return ended
 
     async def _settle(self, approval: Approval, *, why: str = "") -> None:
         """Tell the job that waits, then people; remember that both were told. What fails is done by :meth:`settle`."""

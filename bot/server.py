@@ -138,6 +138,13 @@ async def heart(settings: Settings, redactor: Redactor) -> AsyncIterator[tuple[C
         yield organs.bot.conductor, organs.dispatcher
 
 
+@asynccontextmanager
+async def everything_that_acts(settings: Settings, redactor: Redactor) -> AsyncIterator[Bot]:
+    """What handlers work with, for operators' commands that do what people do on GitHub."""
+    async with _organs(settings, redactor) as organs:
+        yield organs.bot
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Organs:
     bot: Bot

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from bot import __version__
+from bot.cli.approvals import approvals
 from bot.cli.audit import audit
 from bot.cli.check_config import check_config
 from bot.cli.costs import costs
@@ -139,6 +140,7 @@ def demo(agent: str, runner: str, keep: bool) -> None:
         sys.exit(0 if keep else 130)
 
 
+main.add_command(approvals)
 main.add_command(audit)
 main.add_command(check_config)
 main.add_command(costs)
