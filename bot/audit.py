@@ -135,7 +135,7 @@ class Audit:
                     f"This was not done ({kind}), because it could not be written into the audit trail: {why}",
                     "It is tried again. Look after the database: its disk, its locks, and that it is reached.",
                 ) from error
-            log.error("not in the audit trail", entry=asdict(draft), error=why)
+            log.error("not in the audit trail", entry=draft.values(), error=why)
             return None
         # whoever keeps the logs elsewhere can prove with them that the trail was not written anew
         log.info("audit", kind=str(kind), link=str(entry.link))
@@ -357,7 +357,7 @@ def _where(wanted: Wanted) -> list[ColumnElement[bool]]:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    values = asdict(entry)
+    values = entry.values()
     for name in ("decision", "details"):
         if values[name] is not None:
             values[name] = canonical(values[name]).decode()

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 #: What the first entry names as the hash before it.
@@ -112,9 +112,13 @@ class Entry:
 
     def digest(self) -> str:
         """What its hash must be: SHA-256 of the canonical JSON of all other fields. Raises ValueError."""
-        fields = asdict(self)
+        fields = self.values()
         del fields["hash"]
         return hashlib.sha256(canonical(fields)).hexdigest()
+
+    def values(self) -> dict[str, Any]:
+        """Its fields by name. Nothing is copied: do not change what they hold."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -245,7 +245,7 @@ class _JsonLines:
             # it keeps its place, and `verify --file` finds it
             self._file.write(orjson.dumps({"seq": entry.seq, "unreadable": entry.why}).decode() + "\n")
             return
-        self._file.write(canonical(asdict(entry)).decode() + "\n")
+        self._file.write(canonical(entry.values()).decode() + "\n")
 
 
 class _Csv:
