@@ -146,7 +146,7 @@ class Trigger:
     event: str  # "issues.labeled", "issue_comment.created" …
     actor: Actor
     comment_id: int | None = None  # the comment with the command, if there is one
-    comment_kind: str = "issue"  # "issue" or "review": which reaction endpoint it has
+    comment_kind: str = "issue"  # "issue", "review" (inline) or "review_body" (takes no reactions)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`/agent` commands in comments on issues and pull requests, and in inline comments of a diff."""
+"""`/agent` commands in comments on issues and pull requests, in inline comments of a diff, and in reviews."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ router: Router[Bot] = Router()
 
 #: More in one comment are not carried out: nobody means that.
 MAX_COMMANDS = 5
+#: The trigger's event of a command in a review: not the one of a review that is feedback.
+COMMAND_IN_REVIEW = "pull_request_review_command.submitted"
 
 
 @router.on("issue_comment", "created")
@@ -28,6 +30,26 @@ async def comment_written(event: Event, bot: Bot) -> None:
             actor=event.actor,
             comment_id=comment.id,
             comment_kind=comment.kind,
+        )
+        await carry_out(command, event, trigger, bot, ordinal)
+
+
+@router.on("pull_request_review", "submitted")
+async def review_written(event: Event, bot: Bot) -> None:
+    """Carry out the commands of a review's own text. What else it says is the business of handlers.reviews.
+
+    Whoever commands in this way is an asker like any other, and no reviewer whose wishes were followed.
+    """
+    review = event.review
+    if review is None or review.author is None or review.author.id != event.actor.id:
+        return
+    for ordinal, command in enumerate(parse_commands(review.body)[:MAX_COMMANDS]):
+        trigger = Trigger(
+            delivery_id=event.delivery_id,
+            event=COMMAND_IN_REVIEW,
+            actor=event.actor,
+            comment_id=review.id,
+            comment_kind="review_body",
         )
         await carry_out(command, event, trigger, bot, ordinal)
 
