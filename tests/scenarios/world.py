@@ -13,6 +13,8 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from bot.audit import Audit
+from bot.audit_chain import Verifier
 from bot.config import Settings, fixed_settings
 from bot.database import create_engine
 from bot.embedded_redis import EmbeddedRedis
@@ -197,3 +199,6 @@ async def world(folder: Path, *, script: Script | None = None, **values: Any) ->
         await github.deliveries_settled()
         found = [str(problem) for problem in github.problems]
         assert not found, found
+        verifier = Verifier()
+        await Audit(engine, redactor).verify(verifier)
+        assert not verifier.findings, verifier.findings
