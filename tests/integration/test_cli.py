@@ -49,7 +49,7 @@ def conductor(
     )
 
 
-COMMANDS = ["serve", "worker", "up", "sandbox", "demo", "migrate", "jobs", "costs"]
+COMMANDS = ["serve", "worker", "up", "sandbox", "demo", "migrate", "jobs", "costs", "approvals"]
 
 
 def test_help_names_every_command(tmp_path: Path) -> None:
