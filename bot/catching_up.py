@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 
 import orjson
 import structlog
+from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from bot.cursors import Cursors
@@ -49,6 +50,13 @@ KNOWN_AT_ONCE = 200
 Wanted = Mapping[str, frozenset[str]]
 
 
+class _Position(BaseModel):
+    """How far the log was read."""
+
+    newest: datetime | None  # attempt that it held, by GitHub's clock
+    looked: datetime  # by ours
+
+
 class CatchingUp:
     """Reads the log, one server at a time. Everything it does is safe to do twice."""
 
@@ -63,6 +71,7 @@ class CatchingUp:
         reporter: Reporter,
         wanted: Wanted,
         take: Callable[[str, str | None], None],
+        at_once: int = TAKEN,
         round_seconds: float = ROUND,
         after_failure: float = AFTER_FAILURE,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -79,6 +88,7 @@ class CatchingUp:
         self._reporter = reporter
         self._wanted = wanted
         self._take = take
+        self._at_once = at_once
         self._round = round_seconds
         self._after_failure = after_failure
         self._clock = clock
@@ -114,9 +124,15 @@ class CatchingUp:
             log.warning(
                 "catching up failed, will be tried again", error=str(error).split("\n")[0], again_in=wait
             )
-            self._not_before = time.monotonic() + wait
-            await self._drop()
-            return False
+            await self._fail(wait)
+        except Exception:  # a surprise in somebody's data must not be the end of it
+            log.exception("catching up failed, will be tried again", again_in=self._after_failure)
+            await self._fail(self._after_failure)
+        return False
+
+    async def _fail(self, wait: float) -> None:
+        self._not_before = time.monotonic() + wait
+        await self._drop()
 
     async def _go_on(self) -> bool:
         if self._reading is None:
@@ -143,8 +159,9 @@ class CatchingUp:
     async def _read(self) -> AsyncGenerator[None, None]:
         """All of it, in small steps; what a step stored stays, whatever becomes of the next."""
         began = self._clock()
-        position = await self._cursors.get(CURSOR)
-        floor = None if position is None else datetime.fromisoformat(position[0]) - OVERLAP
+        last = await self._last()
+        floor = last.newest - OVERLAP if last and last.newest else None
+        newest = last.newest if last else None
         missed: dict[str, Attempt] = {}
         received: set[str] = set()
         oldest, reached, seen = began, False, 0
@@ -154,6 +171,7 @@ class CatchingUp:
                     reached = True
                     break
                 oldest = min(oldest, attempt.delivered_at)
+                newest = max(newest or attempt.delivered_at, attempt.delivered_at)
                 self._note(attempt, missed, received)
                 seen += 1
                 if seen == ATTEMPTS:
@@ -162,12 +180,12 @@ class CatchingUp:
                     break
                 if seen % 100 == 0:
                     yield
-        if not reached and (floor is None or began - floor > LOG_KEPT):
+        if not reached and (last is None or began - last.looked > LOG_KEPT):
             window = Window(
-                since=max(floor or began - OLDEST, began - OLDEST),
+                since=began - OLDEST if last is None else max(last.looked - OVERLAP, began - OLDEST),
                 # what the log still holds comes with its own ids
                 until=min(oldest, began - LOG_KEPT) - DELIVERED_WITHIN,
-                first=floor is None,
+                first=last is None,
             )
             async with aclosing(self._search(window)) as steps:
                 async for _ in steps:
@@ -177,13 +195,24 @@ class CatchingUp:
         todo = await self._unknown(sorted(missed.values(), key=lambda one: (one.delivered_at, one.id)))
         if todo:
             log.info("deliveries were missed", count=len(todo), oldest=todo[0].delivered_at.isoformat())
-        for attempt in todo[:TAKEN]:
+        for attempt in todo[: self._at_once]:
             await self._take_up(attempt)
             yield
-        if len(todo) > TAKEN:
-            log.warning("more deliveries were missed than are taken up at once", left=len(todo) - TAKEN)
+        if len(todo) > self._at_once:
+            left = len(todo) - self._at_once
+            log.warning("more deliveries were missed than are taken up at once", left=left)
             return
-        await self._cursors.set(CURSOR, began.isoformat())
+        await self._cursors.set(CURSOR, _Position(newest=newest, looked=began).model_dump_json())
+
+    async def _last(self) -> _Position | None:
+        found = await self._cursors.get(CURSOR)
+        try:
+            return None if found is None else _Position.model_validate_json(found[0])
+        except ValidationError:
+            log.error(
+                "the position in the delivery log makes no sense; it is read anew", value=found and found[0]
+            )
+            return None
 
     def _note(self, attempt: Attempt, missed: dict[str, Attempt], received: set[str]) -> None:
         if attempt.received:
@@ -228,8 +257,8 @@ class CatchingUp:
             async for found in repositories:
                 yield
                 for one in found:
-                    if taken == TAKEN:
-                        log.warning("more was missed than is taken up at once", limit=TAKEN)
+                    if taken == self._at_once:
+                        log.warning("more was missed than is taken up at once", limit=taken)
                         self._more = True
                         return
                     await self._serve(one)

@@ -107,6 +107,8 @@ class Unanswered:
                     yield await look.unserved()
                 except GitHubError as error:
                     log.warning("not searched", repo=repository.get("full_name"), error=str(error))
+                except (KeyError, TypeError, ValueError):  # what GitHub says has another shape than we know
+                    log.exception("not searched", repo=repository.get("full_name"))
 
     async def _repositories(self, window: Window) -> AsyncGenerator[tuple[Json, int, Window], None]:
         installations = [one async for one in self.github.app_client.getiter("/app/installations")]

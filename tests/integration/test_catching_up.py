@@ -60,14 +60,17 @@ class Clock:
 
 
 class Counting(httpx.AsyncHTTPTransport):
-    """The real transport, with a list of what was asked."""
+    """The real transport, with a list of what was asked, and answers of another shape by path."""
 
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[str] = []
+        self.odd: dict[str, Any] = {}
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         self.asked.append(f"{request.method} {request.url.path}")
+        if request.url.path in self.odd:
+            return httpx.Response(200, json=self.odd[request.url.path])
         return await super().handle_async_request(request)
 
 
@@ -135,13 +138,20 @@ class Town:
             dispatcher=dispatcher,
             reporter=Reporter(github, self.store, Redactor()),
             wanted=WANTED,
-            take=lambda delivery_id, _subject: taken.append(delivery_id),
-            **({"after_failure": 0, "clock": self.clock} | values),
+            **(
+                {
+                    "take": lambda delivery_id, _subject: taken.append(delivery_id),
+                    "after_failure": 0,
+                    "clock": self.clock,
+                }
+                | values
+            ),
         )
         return Bot(catching_up, inbox, transport, taken)
 
     async def last_looked(self, at: datetime) -> None:
-        await Cursors(self.engine).set(CURSOR, at.isoformat())
+        position = {"newest": at.isoformat(), "looked": at.isoformat()}
+        await Cursors(self.engine).set(CURSOR, orjson.dumps(position).decode())
 
     async def stored(self) -> list[Delivery]:
         async with self.engine.connect() as connection:
@@ -349,6 +359,67 @@ async def test_a_github_that_dies_on_the_way_costs_nothing(town: Town) -> None:
     assert len(bot.asked(ONE)) <= 6
 
 
+async def test_a_surprise_does_not_end_it(town: Town) -> None:
+    await labelled_issue(town)
+    bot = await town.bot()
+    async with town.engine.begin() as connection:
+        await connection.exec_driver_sql("ALTER TABLE cursors RENAME TO gone")
+    assert not await bot.catching_up.once()
+    async with town.engine.begin() as connection:
+        await connection.exec_driver_sql("ALTER TABLE gone RENAME TO cursors")
+    await Cursors(town.engine).set(CURSOR, "no position at all")
+    assert await bot.all() == town.guids("issues", "labeled")
+
+
+async def test_a_bug_does_not_end_it(town: Town) -> None:
+    await labelled_issue(town)
+    await labelled_issue(town)
+    guids = town.guids("issues", "labeled")
+    taken: list[str] = []
+
+    def stumbles(delivery_id: str, _subject: str | None) -> None:
+        taken.append(delivery_id)
+        if len(taken) == 1:
+            raise RuntimeError("a bug")
+
+    bot = await town.bot(take=stumbles)
+    assert not await bot.catching_up.once()
+    await bot.all()
+    assert taken == guids
+    assert await Cursors(town.engine).get(CURSOR) is not None
+
+
+@pytest.mark.parametrize("entry", [{}, {"id": "x"}, 7, {"guid": "../x", "id": 1, "event": "issues"}])
+async def test_an_entry_that_makes_no_sense_is_left_out(town: Town, entry: Any) -> None:
+    bot = await town.bot()
+    odd = {"delivered_at": "2026-11-21T00:00:00Z", "action": "labeled"}
+    bot.transport.odd["/app/hook/deliveries"] = [odd | entry if isinstance(entry, dict) else entry]
+    assert await bot.all() == []
+    assert bot.asked(ONE) == []
+
+
+async def test_more_than_is_taken_up_at_once_follows(town: Town) -> None:
+    for _ in range(5):
+        await labelled_issue(town)
+    guids = town.guids("issues", "labeled")
+    bot = await town.bot(at_once=2)
+    assert await bot.all() == guids[:2]
+    assert await Cursors(town.engine).get(CURSOR) is None  # so that the next reading goes on
+    assert await bot.all() == guids[:4]
+    assert await bot.all() == guids
+    assert await Cursors(town.engine).get(CURSOR) is not None
+
+
+async def test_a_clock_that_is_wrong_hides_nothing(town: Town) -> None:
+    """The position is by GitHub's clock: a server that is an hour ahead must not skip an hour."""
+    fast = lambda: town.clock() + timedelta(hours=1)  # noqa: E731
+    await labelled_issue(town)
+    assert len(await (await town.bot(clock=fast)).all()) == 1
+    town.clock.now += timedelta(minutes=20)
+    await labelled_issue(town)
+    assert await (await town.bot(clock=fast)).all() == town.guids("issues", "labeled")[1:]
+
+
 async def test_a_rate_limit_is_waited_for(town: Town) -> None:
     await labelled_issue(town)
     bot = await town.bot()
@@ -470,6 +541,18 @@ async def test_labels_commands_and_reviews_of_a_longer_gap_are_found(gap: Town) 
         assert not [problem for problem in ours if "required" not in problem.message], (key, ours)
     again = await gap.bot()
     assert await again.all() == []
+
+
+async def test_more_than_is_taken_up_at_once_follows_from_repositories_too(gap: Town) -> None:
+    for _ in range(3):
+        await labelled_issue(gap)
+        gap.clock.now += timedelta(minutes=1)
+    gap.clock.now -= timedelta(minutes=3)
+    back(gap)
+    bot = await gap.bot(at_once=2)
+    assert len(await bot.all()) == 2
+    assert len(await (await gap.bot(at_once=2)).all()) == 1
+    assert await (await gap.bot(at_once=2)).all() == []
 
 
 async def test_it_is_found_once_although_the_position_was_lost(gap: Town) -> None:
@@ -684,6 +767,18 @@ async def test_a_repository_that_cannot_be_read_does_not_stop_the_others(gap: To
     assert stored.id == taken
     assert stored.payload()["repository"]["full_name"] == "acme/second"
     assert await Cursors(gap.engine).get(CURSOR) is not None
+
+
+async def test_a_repository_of_another_shape_does_not_stop_the_others(gap: Town) -> None:
+    await gap.github.create_repo("acme/second", collaborators={"maria": "write"})
+    maria = gap.github.as_user("maria")
+    number = (await maria.open_issue("acme/second", "Hello"))["number"]
+    await maria.add_label("acme/second", number, "agent")
+    back(gap)
+    bot = await gap.bot()
+    bot.transport.odd[f"/repos/{REPO}/issues"] = [{"what": "is this"}]
+    assert len(await bot.all()) == 1
+    assert (await gap.stored())[0].payload()["repository"]["full_name"] == "acme/second"
 
 
 # --- the position
