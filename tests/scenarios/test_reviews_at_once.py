@@ -1,0 +1,51 @@
+"""Reviews that come while nobody can work on them: one turn for all of them, and none for idle talk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bot.feedback import thread_ids
+from bot.model import JobState
+from tests.scenarios.world import REPO, World, world
+
+TASK = "```sh\nprintf 'one\\ntwo\\nthree\\n' > list.txt\n```"
+
+
+async def pull_request(box: World) -> int:
+    """A pull request that the bot made, and no worker any more."""
+    maria = box.github.as_user("maria")
+    issue = (await maria.open_issue(REPO, "A list", TASK))["number"]
+    await maria.add_label(REPO, issue, "agent")
+    assert (await box.ended(issue)).state is JobState.succeeded
+    await box.dealt_with()
+    await box.stop_worker()
+    return int(box.github.pulls(REPO)[0]["number"])
+
+
+async def test_several_reviews_become_one_turn(tmp_path: Path) -> None:
+    async with world(tmp_path) as box:
+        number = await pull_request(box)
+        for line, login in ((1, "octocat"), (2, "maria"), (3, "octocat")):
+            remark = {"path": "list.txt", "line": line, "body": f"Line {line} is wrong, says {login}."}
+            body = f"```sh\necho {line} {login} >> said.txt\n```"
+            await box.github.as_user(login).review(REPO, number, "REQUEST_CHANGES", body, comments=[remark])
+            await box.dealt_with()
+        waiting = await box.job(number, nth=1)
+        assert waiting.state is JobState.queued
+        assert len(thread_ids(waiting.instructions)) == 3
+        await box.start_worker()
+        done = await box.ended(number, nth=1)
+        assert (done.id, done.state) == (waiting.id, JobState.succeeded)
+        said = await box.github.file(REPO, done.branch or "", "said.txt") or ""
+        assert said.split("\n")[:3] == ["1 octocat", "2 maria", "3 octocat"]
+        assert len(await box.store.recent_jobs()) == 2
+
+
+async def test_a_review_that_says_nothing_new_starts_nothing(tmp_path: Path) -> None:
+    async with world(tmp_path) as box:
+        number = await pull_request(box)
+        octocat = box.github.as_user("octocat")
+        await octocat.review(REPO, number, "APPROVE", "Good.")
+        await octocat.review(REPO, number, "COMMENT", "By the way, nice weather.")
+        await box.dealt_with()
+        assert len(await box.store.recent_jobs()) == 1
