@@ -173,6 +173,8 @@ class Settings(BaseSettings):
     hibernate_after: int = Field(
         600, ge=0, le=3000, description="seconds that a container stays frozen while a person is asked"
     )
+    create_labels: bool = Field(True, description="make the labels agent and agent:NAME in new repositories")
+    welcome_issue: bool = Field(False, description="open an issue that says how to begin in new repositories")
     answer_days: float = Field(
         7, gt=0, le=365, description="an unanswered question ends the job after so long"
     )

@@ -58,15 +58,27 @@ class Suite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InstallationChange:
+    """What an ``installation`` or ``installation_repositories`` event tells of the installation."""
+
+    account: str
+    account_type: str  # "User" or "Organization"
+    suspended: bool
+    permissions: Mapping[str, str]
+    added: tuple[Repo, ...] = ()  # of an installation that is new: all its repositories
+    removed: tuple[Repo, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Event:
     """One delivery in our words."""
 
     delivery_id: str
     name: str  # "issues"
     action: str  # "labeled"
-    repo: Repo
+    repo: Repo  # without id and name in events about an installation: those are about an account
     actor: Actor  # who caused the event: not the issue's author
-    number: int  # 0 for check runs and suites: their jobs know
+    number: int  # 0 for check runs and suites, whose jobs know, and for what is about no issue
     target: TargetKind
     title: str
     body: str
@@ -77,6 +89,8 @@ class Event:
     check: Check | None = None
     review: SubmittedReview | None = None
     suite: Suite | None = None
+    installation: InstallationChange | None = None
+    former: str = ""  # of a repository that moved: its owner/name before
 
     @property
     def kind(self) -> str:
@@ -87,9 +101,11 @@ class Event:
 def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Event:
     """Translate a payload.
 
-    Raises NotForUs when it is about no issue, pull request or check run of an installation.
+    Raises NotForUs when it is about no issue, pull request or check run of an installation, nor about one itself.
     """
     try:
+        if name in _ABOUT_THE_APP:
+            return _parse_change(delivery_id, name, payload)
         repository, installation = payload["repository"], payload["installation"]
         check, suite = payload.get("check_run"), payload.get("check_suite")
         subject = payload.get("issue") or ({"number": 0} if check or suite else payload["pull_request"])
@@ -120,6 +136,64 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotForUs(f"{name}: {type(error).__name__}: {error}") from error
+
+
+#: Sent to every App without a subscription; they tell of no repository or of several.
+#: https://docs.github.com/en/webhooks/webhook-events-and-payloads#installation
+_ABOUT_THE_APP = frozenset({"installation", "installation_repositories", "repository"})
+
+
+def _parse_change(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Event:
+    installation = payload["installation"]
+    number = int(installation["id"])
+    if name == "repository":
+        repository = payload["repository"]
+        repo = Repo(
+            owner=str(repository["owner"]["login"]),
+            name=str(repository["name"]),
+            id=int(repository["id"]),
+            installation_id=number,
+        )
+        change, former = None, _former(repo, payload.get("changes") or {})
+    else:
+        account = installation["account"]
+        repo, former = Repo(owner=str(account["login"]), name="", id=0, installation_id=number), ""
+        added = payload.get("repositories_added") or payload.get("repositories") or ()
+        change = InstallationChange(
+            account=repo.owner,
+            account_type=str(account.get("type") or installation.get("target_type") or ""),
+            suspended=bool(installation.get("suspended_at")),
+            permissions={str(key): str(value) for key, value in installation["permissions"].items()},
+            added=tuple(_short_repo(one, number) for one in added),
+            removed=tuple(_short_repo(one, number) for one in payload.get("repositories_removed") or ()),
+        )
+    return Event(
+        delivery_id=delivery_id,
+        name=name,
+        action=str(payload.get("action") or ""),
+        repo=repo,
+        actor=_actor(payload["sender"]),
+        number=0,
+        target=TargetKind.issue,
+        title="",
+        body="",
+        open=True,
+        installation=change,
+        former=former,
+    )
+
+
+def _former(repo: Repo, changes: Mapping[str, Any]) -> str:
+    """What a repository was called before: events tell the part that changed."""
+    name = ((changes.get("repository") or {}).get("name") or {}).get("from") or repo.name
+    owners = (changes.get("owner") or {}).get("from") or {}
+    owner = next((one["login"] for one in owners.values() if isinstance(one, Mapping)), repo.owner)
+    return f"{owner}/{name}"
+
+
+def _short_repo(repository: Mapping[str, Any], installation_id: int) -> Repo:
+    owner, _, name = str(repository["full_name"]).partition("/")
+    return Repo(owner=owner, name=name, id=int(repository["id"]), installation_id=installation_id)
 
 
 def _actor(user: Mapping[str, Any]) -> Actor:

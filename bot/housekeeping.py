@@ -122,7 +122,12 @@ class Housekeeping:
     async def _tell_ends(self) -> None:
         for job in await self._store.unreported_jobs():
             if _settled(job):
-                await self._reporter.finished(job, also_on=job.base_sha)
+                try:
+                    await self._reporter.finished(job, also_on=job.base_sha)
+                except GitHubUnavailable:
+                    raise
+                except ConductorError as error:  # about this one only: a suspended App, a locked issue
+                    log.warning("end not told", error=str(error), **job.log_context())
 
     async def _tell_questions(self) -> None:
         """Ask what a host could not: GitHub did not answer it, or it died just then."""

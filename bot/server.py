@@ -35,6 +35,8 @@ from bot.fixer import Fixer
 from bot.github import GitHub
 from bot.housekeeping import Housekeeping
 from bot.inbox import Delivery, Inbox
+from bot.installation_store import InstallationStore
+from bot.installs import Installs
 from bot.ledger import Ledger
 from bot.policy import Limits
 from bot.presence import Presence, server_name
@@ -42,6 +44,7 @@ from bot.queue import Dispatcher
 from bot.redact import Redactor
 from bot.repo_layers import ServerRules
 from bot.report import Reporter
+from bot.repository_setup import RepositorySetup
 from bot.reviews import ReviewFinder
 from bot.scheduling import Scheduler
 from bot.shelf import Shelf
@@ -83,7 +86,7 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
             reporter=conductor.reporter,
             prune=prune,
             patience=timedelta(days=settings.answer_days),
-            also=(bot.fixer.sweep, bot.desk.settle),
+            also=(bot.fixer.sweep, bot.desk.settle, bot.installs.look, bot.installs.forget_removed),
         )
         app = create_app(
             settings,
@@ -225,6 +228,14 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
                         checks=checks,
                         submit=conductor.submit,
                         tell=conductor.reporter.reply,
+                    ),
+                    installs=Installs(
+                        conductor=conductor,
+                        github=github,
+                        states=InstallationStore(engine),
+                        setup=RepositorySetup(github, store, agents=settings.agents),
+                        create_labels=settings.create_labels,
+                        welcome_issue=settings.welcome_issue,
                     ),
                 ),
                 dispatcher=dispatcher,

@@ -10,6 +10,7 @@ from bot.config_check import ConfigCheck
 from bot.dialogue import Dialogue
 from bot.final_check import FinalCheck
 from bot.fixer import Fixer
+from bot.installs import Installs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,3 +23,4 @@ class Bot:
     dialogue: Dialogue  # words for a job that is there: reviews, tells, decisions
     config_check: ConfigCheck  # the check run on a configuration that a pull request brings along
     fixer: Fixer  # failed checks of our own commits
+    installs: Installs  # where the App is installed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bot.routing import Router
-from handlers import checks, ci, closed, commands, labels, pulls, reviews
+from handlers import checks, ci, closed, commands, installs, labels, pulls, reviews
 from handlers.context import Bot
 
 router: Router[Bot] = Router(
@@ -14,4 +14,5 @@ router: Router[Bot] = Router(
     ci.router,
     pulls.router,
     reviews.router,
+    installs.router,
 )

@@ -1,0 +1,88 @@
+"""The App's own life: installed, suspended, removed, let into repositories; and repositories that move."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from bot.events import Event
+from bot.installation_store import Installation
+from bot.model import Trigger
+from bot.routing import Router
+from handlers.context import Bot
+
+router: Router[Bot] = Router()
+
+
+@router.on("installation", "created")
+async def created(event: Event, bot: Bot) -> None:
+    """Set up the repositories of the account."""
+    if event.installation is not None:
+        await bot.installs.installed(_installation(event), event.installation.added, _trigger(event))
+
+
+@router.on("installation", "deleted")
+async def deleted(event: Event, bot: Bot) -> None:
+    """Stop everything there."""
+    await _changed(event, bot.installs.removed)
+
+
+@router.on("installation", "suspend")
+async def suspended(event: Event, bot: Bot) -> None:
+    """Stop everything there."""
+    await _changed(event, bot.installs.suspended)
+
+
+@router.on("installation", "unsuspend")
+async def unsuspended(event: Event, bot: Bot) -> None:
+    """Work again."""
+    await _changed(event, bot.installs.unsuspended)
+
+
+@router.on("installation", "new_permissions_accepted")
+async def permissions_accepted(event: Event, bot: Bot) -> None:
+    """Use what was granted, and tell what is missing."""
+    await _changed(event, bot.installs.permissions_accepted)
+
+
+@router.on("installation_repositories", "added")
+async def repositories_added(event: Event, bot: Bot) -> None:
+    """Set the repositories up."""
+    if event.installation is not None:
+        added = event.installation.added
+        await bot.installs.repositories_added(_installation(event), added, _trigger(event))
+
+
+@router.on("installation_repositories", "removed")
+async def repositories_removed(event: Event, bot: Bot) -> None:
+    """Stop what is there."""
+    if event.installation is not None:
+        removed = event.installation.removed
+        await bot.installs.repositories_removed(_installation(event), removed, _trigger(event))
+
+
+@router.on("repository", "renamed")
+@router.on("repository", "transferred")
+async def moved(event: Event, bot: Bot) -> None:
+    """Let jobs know the new name."""
+    await bot.installs.moved(event.repo, event.former, _trigger(event))
+
+
+async def _changed(event: Event, act: Callable[[Installation, Trigger], Awaitable[None]]) -> None:
+    if event.installation is not None:
+        await act(_installation(event), _trigger(event))
+
+
+def _installation(event: Event) -> Installation:
+    change = event.installation
+    assert change is not None, "asked before"
+    return Installation(
+        id=event.repo.installation_id,
+        account=change.account,
+        account_type=change.account_type,
+        suspended=change.suspended,
+        permissions=change.permissions,
+    )
+
+
+def _trigger(event: Event) -> Trigger:
+    return Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)
