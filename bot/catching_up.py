@@ -40,6 +40,8 @@ OVERLAP = timedelta(minutes=10)
 DELIVERED_WITHIN = timedelta(minutes=1)
 #: What GitHub promises to keep: https://docs.github.com/en/webhooks/using-webhooks/handling-failed-webhook-deliveries
 LOG_KEPT = timedelta(days=3)
+#: A server reads the log that often for as long as it lives; much later than the last time it was not there.
+STOPPED_WITHIN = timedelta(hours=1)
 #: What is older is not served any more: by now nobody waits for it.
 OLDEST = timedelta(days=30)
 #: Entries of the log that one reading goes through, and deliveries that it takes up.
@@ -181,11 +183,12 @@ class CatchingUp:
                 if seen % 100 == 0:
                     yield
         if not reached and (last is None or began - last.looked > LOG_KEPT):
+            # what the log still holds comes with its own ids
+            until = min(oldest, began - LOG_KEPT) - DELIVERED_WITHIN
             window = Window(
                 since=began - OLDEST if last is None else max(last.looked - OVERLAP, began - OLDEST),
-                # what the log still holds comes with its own ids
-                until=min(oldest, began - LOG_KEPT) - DELIVERED_WITHIN,
-                first=last is None,
+                until=until,
+                there_until=until if last is None else last.looked + STOPPED_WITHIN,
             )
             async with aclosing(self._search(window)) as steps:
                 async for _ in steps:

@@ -6,6 +6,7 @@ repositories themselves, and put into the shape of the webhook that was missed, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -44,8 +45,9 @@ class Window:
 
     since: datetime
     until: datetime
-    #: We do not know what was served before: then our comments on GitHub say whether something was.
-    first: bool
+    #: Until then we may have been there without a memory of it: our comments on GitHub say whether something was
+    #: served. Later ones say nothing: a job may have ended, and been told of, while nobody heard what people asked.
+    there_until: datetime
 
     def holds(self, moment: datetime) -> bool:
         """Whether something of that moment is meant."""
@@ -118,8 +120,8 @@ class Unanswered:
             if installation.get("suspended_at") or since >= window.until:
                 continue
             number = int(installation["id"])
-            its_window = Window(since=since, until=window.until, first=window.first)
-            client = self.github.installation(number)
+            its_window = dataclasses.replace(window, since=since)
+            client = self.github.reader(number)
             try:
                 async with aclosing(
                     client.getiter("/installation/repositories", iterable_key="repositories")
@@ -148,7 +150,7 @@ class _Look:
             id=int(repository["id"]),
             installation_id=installation_id,
         )
-        self._client: GitHubClient = search.github.installation(installation_id)
+        self._client: GitHubClient = search.github.reader(installation_id)
         self._issues: dict[int, Json] = {}
         self._pulls: dict[int, Json] = {}
         self._writers: dict[str, str | None] = {}
@@ -355,17 +357,15 @@ class _Look:
         for delivery in await self._search.inbox.about(subject, found.event):
             if delivery.id == found.id or _tells_of(delivery.payload(), found):
                 return True
-        return self._window.first and await self._was_answered(found)
+        return found.at < self._window.there_until and await self._was_answered(found)
 
     async def _was_answered(self, found: Found) -> bool:
+        """Whether we wrote something there since, or changed what we had written: a job's comment is edited."""
         me = (await self._search.github.identity()).user_id
-        comments = await self._list(
+        changed = await self._list(
             "/issues/{number}/comments", {"since": _iso(found.at)}, number=found.number
         )
-        return any(
-            (comment.get("user") or {}).get("id") == me and _moment(comment["created_at"]) >= found.at
-            for comment in comments
-        )
+        return any((comment.get("user") or {}).get("id") == me for comment in changed)
 
     # --- reading
 

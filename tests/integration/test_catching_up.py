@@ -663,19 +663,42 @@ async def test_the_same_label_set_again_is_found(gap: Town) -> None:
     assert len(await bot.all()) == 1
 
 
-@pytest.mark.parametrize("answered", [True, False])
-async def test_with_an_empty_database_our_own_comments_say_what_was_served(gap: Town, answered: bool) -> None:
-    number = await labelled_issue(gap)
+async def our_comment(town: Town, number: int, body: str = "Working on it.") -> str:
+    """The bot says something; returns the path of its comment."""
+    client = (await town.bot()).catching_up._reporter._github.installation(town.github.installation_id)
+    made = await client.post(f"/repos/{REPO}/issues/{number}/comments", data={"body": body})
+    return f"/repos/{REPO}/issues/comments/{made['id']}"
+
+
+@pytest.mark.parametrize("answer", ["none", "before", "after", "edited after"])
+@pytest.mark.parametrize("memory", ["none", "just before", "hours before"])
+async def test_our_own_comments_say_what_was_served_when_we_may_have_been_there(
+    gap: Town, answer: str, memory: str
+) -> None:
+    """A command that a server carried out whose database is lost, or whose deliveries were pruned since."""
+    maria = gap.github.as_user("maria")
+    start = gap.clock.now
+    number = (await maria.open_issue(REPO, "Hello"))["number"]
+    path = "" if answer in ("none", "after") else await our_comment(gap, number)
     gap.clock.now += timedelta(minutes=1)
-    if answered:
-        bot = await gap.bot()
-        client = bot.catching_up._reporter._github.installation(gap.github.installation_id)
-        await client.post(f"/repos/{REPO}/issues/{number}/comments", data={"body": "Done."})
-    gap.clock.now -= timedelta(minutes=1)
+    await maria.comment(REPO, number, "/agent resume yes, go on")
+    asked = gap.clock.now
+    gap.clock.now += timedelta(minutes=1)
+    if answer == "after":
+        await our_comment(gap, number)
+    elif answer == "edited after":
+        client = (await gap.bot()).catching_up._reporter._github.installation(gap.github.installation_id)
+        await client.patch(path, data={"body": "Done."})
+    gap.clock.now = start
     back(gap)
-    async with gap.engine.begin() as connection:
-        await connection.exec_driver_sql("DELETE FROM cursors")
-    assert len(await (await gap.bot()).all()) == (0 if answered else 1)
+    if memory == "none":
+        async with gap.engine.begin() as connection:
+            await connection.exec_driver_sql("DELETE FROM cursors")
+    else:
+        await gap.last_looked(asked - timedelta(minutes=5 if memory == "just before" else 300))
+    served = answer in ("after", "edited after") and memory != "hours before"
+    found = [one for one in await (await gap.bot()).all() if one.startswith("gap-")]
+    assert len(found) == (0 if served else 1)
 
 
 async def test_what_is_older_than_the_installation_was_not_meant_for_us(gap: Town) -> None:
