@@ -30,7 +30,9 @@ from bot.failed_checks import (
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import Forbidden, GitHubError, NotFound
 from bot.model import Repo
+from bot.prompts import visible
 from bot.redact import Redactor
+from bot.render import code, oneline
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +64,7 @@ class CheckReader:
 
         Raises GitHubError and GitHubUnavailable when the list of check runs cannot be had.
         """
-        client = self._github.installation(repo.installation_id)
+        client = self._github.reader(repo.installation_id)
         me = (await self._github.identity()).id
         url = path(
             "/repos/{owner}/{repo}/commits/{sha}/check-runs", None, owner=repo.owner, repo=repo.name, sha=sha
@@ -107,12 +109,12 @@ class CheckReader:
         )
 
     def _status(self, status: Mapping[str, Any]) -> FailedCheck:
-        target = str(status.get("target_url") or "")
+        target = oneline(visible(str(status.get("target_url") or "")), 300)
         return FailedCheck(
             name=str(status["context"]),
             conclusion=str(status["state"]),
             title=self._clean(status.get("description")),
-            unread=f"A commit status has no log here; its own page is {target}." if target else "",
+            unread=f"A commit status has no log here; its own page is {code(target)}." if target else "",
         )
 
     async def _statuses(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from bot.feedback import quoted, visible_words
+from bot.feedback import code_lines, quoted, visible_words
 from bot.reasons import Reason, all_of
 from bot.render import clip, duration, oneline, render
 
@@ -149,7 +149,7 @@ def _shown(check: FailedCheck, limit: int) -> FailedCheck:
     text = min(limit, MAX_TEXT)
     return replace(
         check,
-        name=oneline(visible_words(check.name), 200),
+        name=oneline(visible_words(check.name), 100),
         by=oneline(visible_words(check.by), 100),
         title=oneline(visible_words(check.title), 300),
         summary=visible_words(check.summary, text),
@@ -159,11 +159,11 @@ def _shown(check: FailedCheck, limit: int) -> FailedCheck:
                 item,
                 path=oneline(visible_words(item.path), 300),
                 title=oneline(visible_words(item.title), 200),
-                message=visible_words(item.message, min(text, 1000)),
+                message=clip(code_lines(item.message), min(text, 1000)),
             )
             for item in check.annotations[: MAX_ANNOTATIONS if limit == MAX_LOG else 10]
         ],
-        log=visible_words(tail_of_log(check.log, limit), limit),
+        log=clip(code_lines(tail_of_log(check.log, limit)), limit),
     )
 
 

@@ -317,8 +317,12 @@ def _place(comment: Mapping[str, Any]) -> str:
 
 def _hunk(text: str) -> str:
     """The end of a diff hunk: the commented line is its last."""
-    lines = [_code_line(line) for line in text.split("\n")]
-    return "\n".join(lines[-MAX_HUNK_LINES:]).replace("<!--", "<! --")
+    return code_lines("\n".join(text.split("\n")[-MAX_HUNK_LINES:]))
+
+
+def code_lines(text: str) -> str:
+    """Code, or what a program printed: nothing is hidden in it by HTML, and it cannot hide what comes after it."""
+    return "\n".join(_code_line(line) for line in text.split("\n")).replace("<!--", "<! --")
 
 
 def _code_line(line: str) -> str:

@@ -268,7 +268,7 @@ async def test_one_that_never_ends_is_waited_for_by_housekeeping_alone(place: Pl
     await place.time_passes(PENDING_PATIENCE + 1)
     await place.fixer.sweep()
     assert len(place.asked) == 1
-    assert "Not ended yet: stuck." in place.asked[0].instructions
+    assert "Not ended yet: `stuck`." in place.asked[0].instructions
 
 
 async def test_a_job_that_runs_here_is_not_disturbed(place: Place) -> None:
