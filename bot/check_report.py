@@ -20,6 +20,7 @@ _CHECK_NAMES = {
     JobKind.fix: "agent/fix",
     JobKind.plan: "agent/plan",
     JobKind.review: "agent/review",
+    JobKind.release: "agent/release",
 }
 #: At most 20, 40 and 20 characters; a press comes back as `check_run.requested_action` with the identifier.
 #: https://docs.github.com/en/rest/guides/using-the-rest-api-to-interact-with-checks#check-runs-and-requested-actions
@@ -107,6 +108,8 @@ def _title(job: Job, todo: Sequence[ToDo]) -> str:
         case JobState.queued:
             return f"Waiting for a free slot for {job.agent}"
         case JobState.running:
+            if job.kind is JobKind.release:
+                return "Pushing what a reviewer approved"
             return f"{job.agent} is working on it" + (f": {how_far(todo)}" if todo else "")
         case JobState.paused:
             return "A person was asked"
