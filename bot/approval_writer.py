@@ -16,6 +16,7 @@ from bot.errors import GitHubUnavailable
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import GitHubError, Unprocessable
 from bot.model import Approval, Job, Repo
+from bot.permissions import CHANGE
 from bot.render import marker, render
 from bot.report import Reporter
 
@@ -126,14 +127,20 @@ class ApprovalWriter:
     # --- a pull request as a whole
 
     async def check(
-        self, repo: Repo, pull: PullFacts, votes: Tally, policy: ApprovalPolicy, askers: Sequence[str]
+        self,
+        repo: Repo,
+        sha: str,
+        pull: PullFacts,
+        votes: Tally,
+        policy: ApprovalPolicy,
+        askers: Sequence[str],
     ) -> None:
-        """Show on the head whether it is approved, by whom, and who is missing."""
+        """Show on ``sha`` whether the pull request is approved, by whom, and who is missing."""
         says = final(votes, pull)
         summary = render(
             "check/approval.md.j2", pull=pull, votes=votes, whom=policy.whom(), askers=sorted(set(askers))
         )
-        await self._put(repo, pull.head_sha, pull.number, says.title, summary, says.conclusion)
+        await self._put(repo, sha, pull.number, says.title, summary, says.conclusion)
 
     async def check_problem(self, repo: Repo, sha: str, number: int, problem: str) -> None:
         """Show that nobody can tell who must approve."""
@@ -198,7 +205,7 @@ class ApprovalWriter:
         return f"{self._github_url}/{approval.repo.full_name}/pull/{approval.pull_number}"
 
     def _client(self, repo: Repo) -> GitHubClient:
-        return self._github.installation(repo.installation_id)
+        return self._github.repository(repo, CHANGE)
 
     def _path(self, repo: Repo, rest: str, **values: str | int) -> str:
         return path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)

@@ -6,6 +6,7 @@ are read as absent; a payload without what an event of ours must have is :class:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,7 @@ class Event:
     check: Check | None = None
     review: SubmittedReview | None = None
     suite: Suite | None = None
+    queued_sha: str | None = None  # a merge queue's commit, which needs our check runs too
     installation: InstallationChange | None = None
     former: str = ""  # of a repository that moved: its owner/name before
 
@@ -108,7 +110,10 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             return _parse_change(delivery_id, name, payload)
         repository, installation = payload["repository"], payload["installation"]
         check, suite = payload.get("check_run"), payload.get("check_suite")
-        subject = payload.get("issue") or ({"number": 0} if check or suite else payload["pull_request"])
+        group = payload.get("merge_group")
+        subject = payload.get("issue") or ({"number": 0} if check or suite else None)
+        if subject is None:
+            subject = {"number": _queued(group)} if group else payload["pull_request"]
         is_pull = "issue" not in payload or bool(subject.get("pull_request"))
         comment = payload.get("comment")
         return Event(
@@ -133,6 +138,7 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             check=_check(check, payload) if check else None,
             review=_review(payload["review"]) if payload.get("review") else None,
             suite=_suite(suite) if suite else None,
+            queued_sha=str(group["head_sha"]) if group else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotForUs(f"{name}: {type(error).__name__}: {error}") from error
@@ -212,6 +218,17 @@ def _check(run: Mapping[str, Any], payload: Mapping[str, Any]) -> Check:
 
 def _suite(suite: Mapping[str, Any]) -> Suite:
     return Suite(head_sha=str(suite["head_sha"]), app_id=int(suite["app"]["id"]))
+
+
+def _queued(group: Mapping[str, Any]) -> int:
+    """The pull request of a merge queue's branch: ``refs/heads/gh-readonly-queue/main/pr-12-<base SHA>``.
+
+    https://docs.github.com/en/webhooks/webhook-events-and-payloads#merge_group
+    """
+    found = re.search(r"/pr-(\d{1,9})-[0-9a-f]{40,64}$", str(group["head_ref"]))
+    if found is None:
+        raise ValueError("a merge group that names no pull request")
+    return int(found[1])
 
 
 def _review(review: Mapping[str, Any]) -> SubmittedReview:

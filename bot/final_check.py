@@ -54,9 +54,12 @@ class FinalCheck:
         self._writer = writer
         self._audit = audit
 
-    async def update(self, repo: Repo, number: int, *, request: bool = False) -> bool:
+    async def update(
+        self, repo: Repo, number: int, *, request: bool = False, queued_sha: str | None = None
+    ) -> bool:
         """Bring `agent/approval` up to date; ``request``: and request the reviews that are wanted.
 
+        ``queued_sha``: show it on that commit of a merge queue as well, which GitHub made of the approved one.
         Nothing happens on pull requests of others, and where no approval is wanted. Whether it is approved.
         """
         jobs = await self._store.jobs_on(repo.id, number)
@@ -81,7 +84,8 @@ class FinalCheck:
             return False
         votes = await self._votes(reviewed, jobs, policy, me)
         askers = [job.trigger.actor.login for job in jobs if job.trigger.actor.id in askers_of([job])]
-        await self._writer.check(repo, reviewed.pull, votes, policy, askers)
+        for sha in filter(None, (reviewed.pull.head_sha, queued_sha)):
+            await self._writer.check(repo, sha, reviewed.pull, votes, policy, askers)
         if request and votes.verdict is Verdict.waiting and not reviewed.draft:
             users, teams = requested(config.approvals.final, repo, set(askers))
             await self._writer.request(repo, number, users, teams)

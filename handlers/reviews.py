@@ -37,6 +37,12 @@ async def pull_closed(event: Event, bot: Bot) -> None:
     await bot.desk.closed(event.repo, event.number)
 
 
+@router.on("merge_group", "checks_requested")
+async def queued(event: Event, bot: Bot) -> None:
+    """What stands in a merge queue is a commit of its own: the check run that is required is wanted there, too."""
+    await bot.final.update(event.repo, event.number, queued_sha=event.queued_sha)
+
+
 @router.on("check_run", "rerequested")
 async def count_again(event: Event, bot: Bot) -> None:
     """Count the reviews once more on GitHub's own button: anybody may ask for that, because it decides nothing."""

@@ -209,6 +209,7 @@ def test_the_manifest_asks_for_no_more_than_is_used() -> None:
         "pull_requests": "write",
         "checks": "write",
         "members": "read",
+        "merge_queues": "read",
         "actions": "read",
         "statuses": "read",
     }

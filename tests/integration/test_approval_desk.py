@@ -806,3 +806,20 @@ async def test_a_push_after_the_approval_takes_auto_merge_back(tmp_path: Path) -
         pull = await place.person("maria").request("GET", f"/repos/{REPO}/pulls/{place.number}")
         assert pull["auto_merge"] is None
         assert not merged(place)
+
+
+async def test_the_merge_queue_s_own_commit_gets_the_check_run_too(tmp_path: Path) -> None:
+    yaml = FINAL.replace("approvals: {", "approvals: {merge: queue, ")
+    async with world(tmp_path, yaml=yaml) as place:
+        rules = place.sandbox.world.repository("acme", "thing").branch_rules
+        rules["main"] = BranchRules(required_checks=[CHECK_NAME], merge_queue=True)
+        for installation in place.sandbox.world.installations.values():
+            installation.events.append("merge_group")
+        await place.person("maria").ready(REPO, place.number)
+        await place.review("rita")
+        await place.final.update(place.repo, place.number)
+        assert not merged(place)
+        event = place.event("merge_group")
+        assert (event.number, event.kind) == (place.number, "merge_group.checks_requested")
+        await place.final.update(place.repo, event.number, queued_sha=event.queued_sha)
+        assert merged(place)
