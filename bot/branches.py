@@ -12,15 +12,16 @@ MAX_LENGTH = 60
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|/\.|\.lock(/|$)")
 
 
-def branch_for(number: int, title: str, job_id: str) -> str:
+def branch_for(number: int, title: str, job_id: str, *, kind: str = "issue") -> str:
     """The branch of a job that starts from issue ``number``: ``agent/issue-12-fix-the-thing-ab12cd``.
 
+    ``kind``: "pull" for a pull request whose branch is not here.
     At most 60 ASCII characters and a valid ref whatever the title is. The job's id at its end keeps a retry
     off the branch of the job before it; the same job always gets the same name.
     """
     if number < 1:
         raise ValueError(f"issue numbers start at 1, not {number}")
-    head = f"{PREFIX}/issue-{number}"
+    head = f"{PREFIX}/{kind}-{number}"
     tail = _slug(job_id)[-6:].strip("-") or "job"
     room = MAX_LENGTH - len(head) - len(tail) - 2
     words = _shorten(_slug(title), room)

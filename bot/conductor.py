@@ -445,5 +445,7 @@ def _new_job(job_id: str, request: Request, choice: Choice, facts: Facts) -> Job
         go_on=request.go_on,
         kind=request.kind,
         left_out=request.left_out,
+        fork=facts.from_fork,
+        base_sha=facts.head_sha if facts.from_fork else None,
         approval_id=request.approval_id,
     )

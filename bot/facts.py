@@ -96,6 +96,7 @@ class FactFinder:
             target=request.target,
             open=is_open,
             from_fork=pull is not None and pull.from_fork,
+            head_sha=pull.head_sha if pull is not None else None,
             config=config,
             config_problem=problem,
             labels=tuple(str(label.get("name") or "") for label in issue.get("labels") or ()),

@@ -249,9 +249,15 @@ class Job:
     waits: str = ""  # queued: what its comment says about why it waits
     kind: JobKind = JobKind.task
     left_out: Sequence[str] = ()  # what was kept out of the prompt, a sentence each
+    fork: bool = False  # about a pull request from a fork: base_sha is its head when the job was accepted
     recent_log: str = ""  # what its agent said last
     marker_sha: str | None = None  # the empty commit of ours on its branch that a reviewer decides about
     approval_id: str | None = None  # the approved plan that it carries out; checked again before it starts
+
+    @property
+    def own_branch(self) -> bool:
+        """Whether its branch is a new one of ours, with a pull request of its own: not a pull request's from here."""
+        return self.target is TargetKind.issue or self.fork
 
     def evolve(self, **changes: Any) -> Job:
         """A copy with ``changes``."""

@@ -29,6 +29,7 @@ from bot.config import Settings
 from bot.conversation import Conversation
 from bot.errors import ConductorError, InfrastructureError, JobFailed, StaleAttempt
 from bot.facts import FactFinder
+from bot.forks import check_fork
 from bot.github import GitHub
 from bot.images import ImageNeeds
 from bot.keeper import Keeper
@@ -328,7 +329,7 @@ class _Attempt:
             return False
         if await host.facts.branch_sha(job.repo, job.branch) != job.head_sha:
             return False
-        if job.target is TargetKind.issue:
+        if job.own_branch:
             number = await host.publisher.open_pull(job, title=job.title)
             await host.store.note(job.id, fence=self.attempt.fence, pull_number=number)
             self.job = job.evolve(pull_number=number)
@@ -426,11 +427,25 @@ class _Attempt:
         if self.job.target is TargetKind.pull_request:
             pull = await host.facts.pull(repo, self.job.number)
             branch, base = pull.head_ref, pull.base_ref
+            if pull.from_fork is not self.job.fork:
+                raise JobFailed(
+                    Phase.workspace,
+                    FailureKind.conflict,
+                    "Where the pull request's branch is has changed since this was asked for.",
+                    "Ask again.",
+                )
         else:
-            branch = self.job.branch or branch_for(
-                self.job.number, host.redactor.text(self.job.title), self.job.id
-            )
             base = self.job.base or await host.facts.default_branch(repo)
+        if self.job.own_branch:
+            branch = self.job.branch or branch_for(
+                self.job.number,
+                host.redactor.text(self.job.title),
+                self.job.id,
+                kind="pull" if self.job.fork else "issue",
+            )
+        start = f"refs/heads/{branch if pull else base}"
+        if self.job.fork:
+            start = f"refs/pull/{self.job.number}/head"
         token = await host.github.token(
             repo.installation_id, repository_id=repo.id, permissions=READ_PERMISSIONS
         )
@@ -439,9 +454,11 @@ class _Attempt:
             url=f"{host.settings.github_url}/{repo.full_name}.git",
             token=token.value,
             borrower=self.attempt.id,
+            refs=[start] if self.job.fork else (),
         )
-        start = branch if pull else base
-        base_sha = await host.mirrors.resolve(mirror, f"refs/heads/{start}")
+        base_sha = await host.mirrors.resolve(mirror, start)
+        if self.job.fork:
+            await check_fork(self.job, host.settings, mirror, base=base, head=base_sha)
         await self._note(branch=branch, base=base, base_sha=base_sha)
         return mirror
 

@@ -37,6 +37,7 @@ class Facts:
     target: TargetKind = TargetKind.issue
     open: bool = True
     from_fork: bool = False
+    head_sha: str | None = None  # of the pull request, now
     config: RepoConfig = field(default_factory=RepoConfig)  # of the default branch
     config_problem: str = ""  # why that could not be used
     unserved: tuple[str, ...] = ()  # capabilities it asks for that no worker host has
@@ -334,9 +335,9 @@ def decide(
             said="This is closed. Reopen it first, then ask again.",
         ),
         Reason(
-            question="is the branch here",
-            ok=not facts.from_fork,
-            said="This pull request comes from a fork, and I have no write access to its branch. "
+            question="may the branch be worked on",
+            ok=not facts.from_fork or facts.config.forks == "branch",
+            said="This pull request comes from a fork, and this repository wants no work on those (`forks: never`). "
             "Open an issue for the change instead.",
         ),
         Reason(

@@ -17,7 +17,7 @@ from bot.approval_desk import ApprovalDesk, ApprovalVoid
 from bot.branches import PREFIX
 from bot.config import Settings
 from bot.errors import JobFailed
-from bot.model import ApprovalKind, ApprovalState, Attempt, FailureKind, Job, Phase, TargetKind
+from bot.model import ApprovalKind, ApprovalState, Attempt, FailureKind, Job, Phase
 from bot.publisher import Publisher
 from bot.store import Store
 from bot.terms import Grant
@@ -49,7 +49,7 @@ class Proposals:
         pending = await self._desk.approvals.pending_of(job.id)
         if pending is not None and (pending.kind, pending.subject) == (kind, subject):
             return job.evolve(pull_number=job.pull_number or _pull(job, pending.pull_number))
-        number = job.number if job.target is TargetKind.pull_request else job.pull_number
+        number = job.pull_number if job.own_branch else job.number
         if (job.branch or "").startswith(f"{PREFIX}/"):
             job = await self._publisher.mark(job, attempt, repository, title=title, words=subject)
             if number is None:
@@ -96,4 +96,4 @@ class Proposals:
 
 def _pull(job: Job, number: int) -> int | None:
     """``number``, unless it is the pull request that the job is about: then it has none of its own."""
-    return None if job.target is TargetKind.pull_request else number
+    return number if job.own_branch else None

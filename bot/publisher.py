@@ -25,7 +25,7 @@ from bot.github import AppIdentity, GitHub
 from bot.held_back import MAX_LISTED as MAX_HELD_LISTED
 from bot.held_back import MAX_SHOWN, HeldBack
 from bot.lfs_publisher import LfsPublisher
-from bot.model import Attempt, FailureKind, Job, Phase, Result, TargetKind
+from bot.model import Attempt, FailureKind, Job, Phase, Result
 from bot.redact import MASK, Redactor
 from bot.render import oneline, quiet_line
 from bot.report import Reporter
@@ -127,7 +127,7 @@ class Publisher:
             job, attempt, repository, tree=tree, message=self._message(job, result), column="head_sha"
         )
         title = result.title or job.title
-        if job.target is TargetKind.issue and job.pull_number is None:
+        if job.own_branch and job.pull_number is None:
             await self._store.check_fence(job.id, attempt.fence)
             number = await self.open_pull(job, title=title)
             job = job.evolve(pull_number=number)
@@ -166,7 +166,7 @@ class Publisher:
 
     async def _search(self, job: Job, repository: Path, changes: Changes) -> None:
         """Look for secrets in everything that would leave. Raises JobFailed."""
-        if job.target is TargetKind.issue and self._redactor.text(job.branch or "") != job.branch:
+        if job.own_branch and self._redactor.text(job.branch or "") != job.branch:
             raise _secret("the branch's name", "Take it out of the issue's title")
         for file in changes.files:
             if self._redactor.holds_secret(file.path):
@@ -389,7 +389,7 @@ def _parent(job: Job) -> str:
 
 def _expected(job: Job) -> str | None:
     """Where the job's branch must be for that; None: it is not there yet."""
-    return job.marker_sha or (job.base_sha if job.target is TargetKind.pull_request else None)
+    return job.marker_sha or (None if job.own_branch else job.base_sha)
 
 
 def _secret(where: str, todo: str = "Take it out of the task or the repository") -> JobFailed:

@@ -138,6 +138,9 @@ class RepoConfig(Section):
     approvals: ApprovalsConfig = ApprovalsConfig()
     who: WhoConfig = WhoConfig()
     fix: FixConfig = FixConfig()
+    forks: Literal["branch", "never"] = Field(
+        "branch", description="work on a fork's pull request goes to a branch here, or there is none"
+    )
     outsiders: Literal["endorsed", "never"] = Field(
         "endorsed",
         description="an outsider's issue on a public repository is read when the label is set, or never",

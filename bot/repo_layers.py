@@ -69,7 +69,7 @@ def merge(organisation: RepoConfig, own: RepoConfig) -> RepoConfig:
 
     - protected paths, and the labels and paths that need a plan, add up;
     - of two limits, budgets or numbers of attempts the lower counts; of two numbers of approvals, and of two
-      permissions that people need, the higher; ``plan: always`` and ``outsiders: never`` of either stay;
+      permissions that people need, the higher; ``plan: always`` and ``never`` of either stay;
     - a group of people that names anybody replaces the organisation's as one.
 
     Raises RepoConfigError when both together are too much.
@@ -229,6 +229,7 @@ def _stricter(found: RepoConfig, organisation: RepoConfig, own: RepoConfig) -> R
             "who": who,
             "fix": fix,
             "outsiders": "never" if "never" in (organisation.outsiders, own.outsiders) else "endorsed",
+            "forks": "never" if "never" in (organisation.forks, own.forks) else "branch",
         }
     )
 

@@ -143,6 +143,7 @@ jobs = Table(
     Column("waits", Text, nullable=False, server_default=""),  # what its comment says about why it waits
     Column("kind", String(12), nullable=False, server_default="task"),
     Column("left_out", JSON, nullable=False, server_default="[]"),
+    Column("fork", Boolean, nullable=False, server_default=false()),
     Column("recent_log", Text, nullable=False, server_default=""),  # what its agent said last
     Column("marker_sha", String(64)),  # the empty commit that a review must be on
     Column("approval_id", String(40)),  # the approved plan that it carries out

@@ -138,7 +138,7 @@ class Store:
             and_(
                 jobs.c.state.in_([str(state) for state in FINAL_STATES - {JobState.succeeded}]),
                 jobs.c.reported == jobs.c.state,
-                jobs.c.target == str(TargetKind.issue),
+                or_(jobs.c.target == str(TargetKind.issue), jobs.c.fork),
                 jobs.c.head_sha.is_not(None),
                 jobs.c.pull_number.is_(None),
             )
@@ -727,6 +727,7 @@ def _job_row(job: Job) -> dict[str, Any]:
         "blocked": dict(job.blocked),
         "kind": str(job.kind),
         "left_out": list(job.left_out),
+        "fork": job.fork,
     }
     return values | usage_columns(job.usage)
 
@@ -749,6 +750,7 @@ def _job(row: Row[Any]) -> Job:
         failure=None if values["failure"] is None else FailureKind(values["failure"]),
         kind=JobKind(values["kind"]),
         left_out=tuple(values["left_out"]),
+        fork=values["fork"],
         **{
             name: values[name]
             for name in (

@@ -109,6 +109,7 @@ LAYERS: dict[str, int] = {
     "bot.dialogue": 3,
     "bot.facts": 3,
     "bot.fixer": 3,
+    "bot.forks": 3,
     "bot.housekeeping": 3,
     "bot.installs": 3,
     "bot.repository_setup": 3,

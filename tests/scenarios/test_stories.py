@@ -75,7 +75,8 @@ class Teller:
         if "sees check" in act:  # anybody, on the pull request's head
             await self._until_checked(act["sees check"])
             return
-        person = github.as_user(act.pop("as"))
+        who = act.pop("as")
+        person = github.as_user(who)
         ((verb, what),) = act.items()
         if verb == "opens":
             self.number = (await person.open_issue(REPO, what["title"], what.get("body", "")))["number"]
@@ -131,6 +132,12 @@ class Teller:
         elif verb == "opens pull":
             await person.push_commit(REPO, what["branch"], what["files"])
             pull = await person.open_pull(REPO, what["branch"], what["title"])
+            self.number = pull["number"]
+        elif verb == "opens pull from fork":
+            await person.fork(REPO)
+            fork = f"{who}/{REPO.partition('/')[2]}"
+            await person.push_commit(fork, what["branch"], what["files"])
+            pull = await person.open_pull(REPO, f"{who}:{what['branch']}", what["title"])
             self.number = pull["number"]
         else:
             raise ValueError(f"nobody knows how to do {verb!r}")

@@ -76,7 +76,7 @@ def test_every_variable_that_is_named_exists(path: Path) -> None:
 def test_every_command_that_is_named_exists(path: Path) -> None:
     assert isinstance(main, click.Group)
     text = path.read_text()
-    named = re.findall(r"(?:`|^ *|bin/|\()conductor +(-*[a-z]+)", text, re.M)
+    named = re.findall(r"(?:`|^ *|bin/|\()conductor +(-*[a-z]+(?:-[a-z]+)*)", text, re.M)
     assert set(named) - set(main.commands) - {"--help", "--version"} == set()
 
 

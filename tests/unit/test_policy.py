@@ -55,7 +55,11 @@ def test_bots_are_refused_without_a_word_whatever_they_may(actor: Actor) -> None
     [
         ({"archived": True}, {}, "archived"),
         ({"open": False}, {}, "closed"),
-        ({"target": TargetKind.pull_request, "from_fork": True}, {}, "fork"),
+        (
+            {"target": TargetKind.pull_request, "from_fork": True, "config": parse("forks: never")},
+            {},
+            "`forks: never`",
+        ),
         ({"target": TargetKind.pull_request}, {"base": "main"}, "--base"),
         ({}, {"agent": "shell"}, "not offered"),  # known, but not allowed here
         ({}, {"agent": "skynet"}, "there are `claude`, `codex`"),
@@ -153,6 +157,10 @@ def test_nobody_may_ask_for_more_than_the_limits(limits: Limits, load: Load, say
     assert [part in sentence for part, sentence in zip(says, decision.refusals, strict=True)] == [True] * len(
         says
     )
+
+
+def test_a_forks_pull_request_may_be_worked_on() -> None:
+    assert decide(RULES, facts(target=TargetKind.pull_request, from_fork=True), agent="claude").allowed
 
 
 @pytest.mark.parametrize("suspended", [True, None])

@@ -139,6 +139,8 @@ def merged(organisation: str, own: str) -> RepoConfig:
             "admin",
         ),
         ("outsiders: never", "outsiders: endorsed", "outsiders", "never"),
+        ("forks: never", "forks: branch", "forks", "never"),
+        ("", "forks: never", "forks", "never"),
         ("fix: {attempts: 2}", "fix: {attempts: 5}", "fix.attempts", 2),
         ("fix: {attempts: 5}", "fix: {attempts: 2}", "fix.attempts", 2),
         ("", "fix: {attempts: 9}", "fix.attempts", 9),

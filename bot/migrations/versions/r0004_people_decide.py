@@ -50,6 +50,7 @@ def upgrade() -> None:
     op.add_column("deliveries", sa.Column("subject", sa.String(60)))
     op.add_column("jobs", sa.Column("kind", sa.String(12), nullable=False, server_default="task"))
     op.add_column("jobs", sa.Column("left_out", sa.JSON(), nullable=False, server_default="[]"))
+    op.add_column("jobs", sa.Column("fork", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("jobs", sa.Column("recent_log", sa.Text(), nullable=False, server_default=""))
     op.add_column("jobs", sa.Column("marker_sha", sa.String(64)))
     op.add_column("jobs", sa.Column("approval_id", sa.String(40)))
