@@ -85,5 +85,11 @@ def test_the_organisations_default(folder: Path) -> None:
 
 def test_the_help_teaches() -> None:
     shown = run("--help").output
-    for part in ("\n    0  it can", "\n    conductor check-config\n", "git show :.github/conductor.yml", "--server", "--organisation"):
+    for part in (
+        "\n    0  it can",
+        "\n    conductor check-config\n",
+        "git show :.github/conductor.yml",
+        "--server",
+        "--organisation",
+    ):
         assert part in shown
