@@ -47,8 +47,11 @@ def said(job: Job) -> str:
     return job.message.removesuffix(_hint(job)).strip()
 
 
-def next_step(job: Job) -> str:
-    """What the reader may do now; "" when there is nothing, or when it was said with the question."""
+def next_step(job: Job, *, review: int | None = None) -> str:
+    """What the reader may do now; "" when there is nothing, or when it was said with the question.
+
+    ``review``: the pull request in which a review must decide before a paused job goes on.
+    """
     match job.state:
         case JobState.waiting:
             pull = (
@@ -59,6 +62,11 @@ def next_step(job: Job) -> str:
             return pull + _STOPS
         case JobState.queued | JobState.running:
             return _STOPS
+        case JobState.paused if review is not None:
+            return (
+                f"Review pull request #{review}: approve it, or request changes to say no. A comment decides nothing; "
+                f"{_STOPS}"
+            )
         case JobState.paused:
             return "" if job.answer is not None else f"Write `/agent resume` and your answer; {_STOPS}"
         case JobState.succeeded:

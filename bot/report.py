@@ -92,7 +92,7 @@ class Reporter:
         if job.state is JobState.queued:
             waits = waiting_words(job, await self._store.waiting(job))
         mark = marker("job", job.id)
-        values = self._about(job, progress, todo)
+        values = self._about(job, progress, todo, await self._review(job))
         body = self._clean(render("comments/sticky.md.j2", marker=mark, waits=waits, **values))
         if fresh:
             comment_id = await self._create_comment(self._client(job.repo), job.repo, job.number, body)
@@ -102,7 +102,13 @@ class Reporter:
         if comment_id != job.comment_id or waits != job.waits:
             await self._store.note(job.id, comment_id=comment_id, waits=waits)
 
-    def _about(self, job: Job, progress: Sequence[str], todo: Sequence[ToDo]) -> dict[str, Any]:
+    async def _review(self, job: Job) -> int | None:
+        """The pull request in which somebody must decide before a paused job goes on."""
+        return await self._store.review_of(job.id) if job.state is JobState.paused else None
+
+    def _about(
+        self, job: Job, progress: Sequence[str], todo: Sequence[ToDo], review: int | None
+    ) -> dict[str, Any]:
         """What the comment and the check run of a job are made of."""
         return {
             "job": job,
@@ -110,7 +116,8 @@ class Reporter:
             "todo": todo,
             "why": why(job),
             "said": said(job),
-            "next_step": next_step(job),
+            "review": review,
+            "next_step": next_step(job, review=review),
             "took": _took(job),
             "blocked": explain(job.blocked, self._may_allow),
         }
@@ -165,7 +172,8 @@ class Reporter:
             return
         while True:
             comment = self._comment_url(job)
-            summary = render("check/summary.md.j2", comment=comment, **self._about(job, progress, todo))
+            about = self._about(job, progress, todo, await self._review(job))
+            summary = render("check/summary.md.j2", comment=comment, **about)
             run = check_run(
                 name,
                 job,

@@ -35,6 +35,7 @@ from bot.model import (
     FINAL_STATES,
     TRANSITIONS,
     Actor,
+    ApprovalState,
     Attempt,
     AttemptState,
     FailureKind,
@@ -51,7 +52,7 @@ from bot.model import (
 )
 from bot.policy import Limits, Load
 from bot.reasons import Reason
-from bot.schema import answers, attempts, hosts, jobs, spend, tells, threads, turns
+from bot.schema import answers, approvals, attempts, hosts, jobs, spend, tells, threads, turns
 
 ACTIVE = (JobState.waiting, JobState.queued, JobState.running, JobState.paused)
 #: A host that was seen within this time is there; hosts tell every twenty seconds that they live.
@@ -295,6 +296,13 @@ class Store:
             await connection.execute(
                 update(tells).where(tells.c.event.in_(list(events))).values(told_at=datetime.now(UTC))
             )
+
+    async def review_of(self, job_id: str) -> int | None:
+        """The pull request in which a review is to decide what the job waits for; None: it waits for none."""
+        pending = approvals.c.state == str(ApprovalState.pending)
+        query = select(approvals.c.pull_number).where(approvals.c.job_id == job_id, pending)
+        async with self.engine.connect() as connection:
+            return (await connection.execute(query.limit(1))).scalar_one_or_none()
 
     async def answered(self, event: str) -> bool:
         """Whether ``event`` has answered a question: the same event must not answer the next one, too."""

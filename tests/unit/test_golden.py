@@ -122,6 +122,7 @@ CASES: dict[str, Job] = {
         blocked={"files.example.com:443": 2, "evil.example:443": 1},
     ),
     "paused": job(JobState.paused, question=QUESTION, asked_at=START),
+    "paused-for-a-review": job(JobState.paused, question="May I use `example.com`?", asked_at=START, pull_number=13),
     "paused-answered": job(
         JobState.paused, question=QUESTION, asked_at=START, answer="The first.", answered_by="octocat"
     ),
@@ -164,13 +165,15 @@ CASES: dict[str, Job] = {
 def everything(shown: Job) -> str:
     """The job's comment and its check run, as text."""
     doing = shown.state is JobState.running and shown.phase is Phase.agent
+    review = shown.pull_number if shown.state is JobState.paused else None
     about: dict[str, object] = {
         "job": shown,
         "progress": DOING if doing else (),
         "todo": TODO if doing else (),
         "why": why(shown),
         "said": said(shown),
-        "next_step": next_step(shown),
+        "review": review,
+        "next_step": next_step(shown, review=review),
         "took": TOOK if shown.started_at else 0,
         "blocked": explain(shown.blocked, MAY_ALLOW),
     }
@@ -292,6 +295,7 @@ def test_a_running_job_shows_little_of_a_long_list() -> None:
         "todo": todo,
         "why": "",
         "said": "",
+        "review": None,
         "next_step": next_step(shown),
         "took": 1,
         "blocked": [],

@@ -44,6 +44,7 @@ def about(shown: Job, values: dict[str, object]) -> dict[str, object]:
         "todo": [],
         "why": why(shown),
         "said": said(shown),
+        "review": None,
         "next_step": next_step(shown),
         "took": 95,
         "blocked": [],
