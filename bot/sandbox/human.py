@@ -207,9 +207,11 @@ class Human:
 
     async def resolve(self, repo: str, number: int, comment_id: int, *, resolved: bool = True) -> None:
         """Resolve the thread that a comment on the diff began, or open it again."""
-        repository = self._repository(repo)
-        pull = repository.issues[number].pull
-        thread_id = self._github.present.thread_id(pull.comments[comment_id])
+        issue = self._repository(repo).issues.get(number)
+        comment = issue.pull.comments.get(comment_id) if issue and issue.pull else None
+        if comment is None:
+            raise HumanError(404, {"message": "Not Found"})
+        thread_id = self._github.present.thread_id(comment)
         name = "resolveReviewThread" if resolved else "unresolveReviewThread"
         query = f"mutation($id: ID!) {{ {name}(input: {{threadId: $id}}) {{ thread {{ isResolved }} }} }}"
         await self.graphql(query, id=thread_id)

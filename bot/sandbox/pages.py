@@ -65,6 +65,7 @@ class Pages:
             router.add_get(path, self._conversation)
             router.add_post(path, self._act)
         router.add_get("/{owner}/{repo}/runs/{run:[0-9]+}", self._run)
+        router.add_get("/{owner}/{repo}/actions/runs/{run:[0-9]+}/job/{job:[0-9]+}", self._job)
         router.add_get("/{owner}/{repo}/commit/{commit}", self._commit)
         router.add_get("/{owner}/{repo}/compare/{basehead:.+}", self._compare)
         router.add_get("/{owner}/{repo}/tree/{where:.+}", self._tree)
@@ -118,6 +119,14 @@ class Pages:
             raise web.HTTPNotFound(text="There is no such check run.")
         issue = next((one for one, pull in repository.pulls() if pull.head_sha == run.head_sha), None)
         return self._page(request, "run", repository=repository, run=run, issue=issue)
+
+    async def _job(self, request: web.Request) -> web.Response:
+        """What a job's ``details_url`` shows: its log."""
+        run = self._found(request).workflow_runs.get(int(request.match_info["run"]))
+        log = run.jobs.get(int(request.match_info["job"])) if run else None
+        if log is None:
+            raise web.HTTPNotFound(text="There is no such job.")
+        return web.Response(text=log, headers=_HEADERS)
 
     async def _commit(self, request: web.Request) -> web.Response:
         repository = self._found(request)
@@ -264,8 +273,10 @@ async def _tried(action: Awaitable[Any]) -> Any:
     try:
         return await action
     except HumanError as error:
-        message = error.body.get("message", "") if isinstance(error.body, dict) else ""
-        details = "; ".join(str(one) for one in (error.body or {}).get("errors", []))
+        # GraphQL answers with a list of errors, REST with an object
+        body = error.body if isinstance(error.body, dict) else {"errors": error.body or []}
+        message = body.get("message", "")
+        details = "; ".join(str(one) for one in body.get("errors", []))
         text = f"GitHub refused: {message} {details}\nGo back and try something else."
         raise web.HTTPUnprocessableEntity(text=text) from error
 
@@ -321,6 +332,34 @@ async def _review(human: Human, repo: str, number: int, form: Form) -> None:
     await human.review(repo, number, form.get("event", "COMMENT"), form.get("body", ""))
 
 
+async def _dismiss(human: Human, repo: str, number: int, form: Form) -> None:
+    await human.dismiss_review(repo, number, int(form.get("review", "0")), form.get("message", ""))
+
+
+async def _ready(human: Human, repo: str, number: int, _: Form) -> None:
+    await human.ready(repo, number)
+
+
+async def _to_draft(human: Human, repo: str, number: int, _: Form) -> None:
+    await human.to_draft(repo, number)
+
+
+async def _comment_on_line(human: Human, repo: str, number: int, form: Form) -> None:
+    line = form.get("line", "")
+    await human.comment_on_line(
+        repo, number, form.get("file", ""), int(line) if line.isdecimal() else 0, form.get("body", "")
+    )
+
+
+async def _reply(human: Human, repo: str, number: int, form: Form) -> None:
+    await human.reply(repo, number, int(form.get("comment", "0")), form.get("body", ""))
+
+
+async def _resolve(human: Human, repo: str, number: int, form: Form) -> None:
+    resolved = form.get("resolved", "yes") == "yes"
+    await human.resolve(repo, number, int(form.get("comment", "0")), resolved=resolved)
+
+
 async def _merge(human: Human, repo: str, number: int, _: Form) -> None:
     await human.merge(repo, number)
 
@@ -345,6 +384,12 @@ _ACTIONS: dict[str, Act] = {
     "close": _close,
     "reopen": _reopen,
     "review": _review,
+    "dismiss": _dismiss,
+    "ready": _ready,
+    "to_draft": _to_draft,
+    "comment_on_line": _comment_on_line,
+    "reply": _reply,
+    "resolve": _resolve,
     "merge": _merge,
     "click": _click,
     "rerequest": _rerequest,

@@ -132,7 +132,8 @@ class Presenter:
             "created_at": iso(app.created_at),
             "updated_at": iso(app.created_at),
             "permissions": dict(app.permissions),
-            "events": list(app.events),
+            # the description's list of events that an App may have is older than merge queues
+            "events": [one for one in app.events if one != "merge_group"],
             "installations_count": len(self._world.installations),
         }
 

@@ -19,6 +19,8 @@ APP_PERMISSIONS: Mapping[str, str] = {
     "metadata": "read",
     "statuses": "read",
     "actions": "read",
+    "members": "read",
+    "merge_queues": "read",
 }
 """What the App is granted unless told otherwise."""
 
@@ -33,6 +35,7 @@ APP_EVENTS = (
     "check_run",
     "check_suite",
     "repository",
+    "merge_group",
 )
 """What the App subscribes to."""
 

@@ -341,3 +341,16 @@ async def test_graphql_without_an_answer(client, sandbox):
     sandbox.faults.add(Fault(path="/graphql", drop="after"))
     with pytest.raises(OutcomeUnknown):
         await client.graphql("query { viewer { login } }")
+
+
+# ---- repositories that move
+
+
+async def test_a_renamed_repository_is_found_under_its_former_name(client, sandbox, wire):
+    await sandbox.as_user("octocat").rename_repository("acme/hello", "greetings")
+    assert (await client.getitem(REPO))["full_name"] == "acme/greetings"
+    issue = await client.post(f"{REPO}/issues", data={"title": "Once"})
+    number = sandbox.world.repository("acme", "greetings").id
+    assert ("POST", f"/repositories/{number}/issues", 201) in wire.seen
+    assert [one["title"] for one in sandbox.issues("acme/greetings")] == ["Once"]
+    assert issue["repository_url"].endswith("/repos/acme/greetings")

@@ -184,9 +184,9 @@ async def test_a_rename_while_a_job_runs(tmp_path: Path) -> None:
 
 async def test_permissions_are_accepted(tmp_path: Path) -> None:
     async with world(tmp_path, slots=1) as box:
-        weaker = {**dict(box.github.world.app.permissions), "members": "read"}
-        box.github.as_user("octocat").accept_permissions("acme", weaker)
+        more = {**dict(box.github.world.app.permissions), "workflows": "write"}
+        box.github.as_user("octocat").accept_permissions("acme", more)
         await box.dealt_with()
         known = await InstallationStore(box.store.engine).get(box.github.installation_id)
         assert known is not None
-        assert known.permissions["members"] == "read"
+        assert known.permissions["workflows"] == "write"

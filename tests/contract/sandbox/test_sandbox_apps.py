@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import re
+from pathlib import Path
 
 import jwt
 import pytest
+import yaml
 
-from bot.sandbox.seed import new_private_key
+from bot.sandbox.permissions import covers
+from bot.sandbox.seed import APP_EVENTS, APP_PERMISSIONS, new_private_key
 from bot.sandbox.state import User
 
 REPO = "/repos/acme/hello"
@@ -170,3 +173,9 @@ async def test_the_webhook_can_be_set_by_the_app(app, github):
     assert answer["url"] == "http://127.0.0.1:1/hook"
     assert github.webhook_secret == "new"
     assert (await app.get("/app/hook/config"))["secret"] == "********"
+
+
+def test_the_app_of_the_sandbox_has_what_the_manifest_asks_for():
+    manifest = yaml.safe_load((Path(__file__).parents[3] / "app.yml").read_text())
+    assert covers(APP_PERMISSIONS, manifest["default_permissions"])
+    assert set(manifest["default_events"]) <= set(APP_EVENTS)

@@ -146,11 +146,11 @@ async def test_repositories_chosen(bot, github, events):
 
 
 async def test_permissions_accepted(app, caller, mint, github, events):
-    wanted = {**dict(github.world.app.permissions), "members": "read"}
+    wanted = {**dict(github.world.app.permissions), "administration": "read"}
     github.as_user("octocat").accept_permissions("acme", wanted)
     assert (await events())[-1] == "installation.new_permissions_accepted"
-    assert github.deliveries[0].payload["installation"]["permissions"]["members"] == "read"
-    await caller(await mint(permissions={"members": "read"})).get("/orgs/acme/members")
+    assert github.deliveries[0].payload["installation"]["permissions"]["administration"] == "read"
+    await caller(await mint(permissions={"administration": "read"})).get("/repos/acme/hello/teams")
 
 
 async def test_only_owners_decide(github):

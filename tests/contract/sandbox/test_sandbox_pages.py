@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from bot.sandbox.actions import Job
+
 ISSUE = "/acme/hello/issues/1"
 
 
@@ -179,3 +181,44 @@ async def test_a_file_is_shown_as_text(session, github):
     async with session.get("/acme/hello/raw/x/page.html") as answer:
         assert answer.content_type == "text/plain"
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_a_conversation_about_lines(page, form, github, pull):
+    where = f"/acme/hello/pull/{pull}"
+    await form(
+        where, user="octocat", action="comment_on_line", file="NEWS.md", line="2", body="why <b>two</b>?"
+    )
+    [number] = github.world.repository("acme", "hello").issues[pull].pull.comments
+    shown = await form(where, user="maria", action="reply", comment=str(number), body="Because.")
+    assert "why &lt;b&gt;two&lt;/b&gt;?" in shown
+    assert "Because." in shown
+    assert "resolved by maria" in await form(where, user="maria", action="resolve", comment=str(number))
+    shown = await form(where, user="maria", action="resolve", comment=str(number), resolved="no")
+    assert "resolved by" not in shown
+    said = await form(where, user="rita", action="resolve", comment=str(number), status=422)
+    assert "does not have the correct permissions" in said
+    await form(where, user="maria", action="resolve", comment="1", status=422)
+    said = await form(
+        where, user="octocat", action="comment_on_line", file="NEWS.md", line="99", body="x", status=422
+    )
+    assert "must be part of the diff" in said
+    await github.as_user("maria").push_commit("acme/hello", "feature", {"NEWS.md": "all new\n"})
+    assert ">outdated<" in await page(where)
+
+
+async def test_drafts_and_dismissals(form, github, pull):
+    where = f"/acme/hello/pull/{pull}"
+    assert "Ready for review" in await form(where, user="maria", action="to_draft")
+    assert "Convert to draft" in await form(where, user="maria", action="ready")
+    review = await github.as_user("octocat").review("acme/hello", pull, "APPROVE")
+    await form(where, user="rita", action="dismiss", review=str(review["id"]), message="no", status=422)
+    shown = await form(where, user="maria", action="dismiss", review=str(review["id"]), message="Too early")
+    assert "dismissed" in shown
+    assert github.reviews("acme/hello", pull)[0]["state"] == "DISMISSED"
+
+
+async def test_the_log_of_a_job(page, github, pull):
+    sha = (await github.branches("acme/hello"))["feature"]
+    run = await github.actions().run("acme/hello", sha, {"test": Job("failure", log="it <broke>")})
+    assert "it <broke>" in await page(f"/acme/hello/actions/runs/{run.id}/job/{next(iter(run.jobs))}")
+    await page(f"/acme/hello/actions/runs/{run.id}/job/1", status=404)
