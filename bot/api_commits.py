@@ -17,6 +17,7 @@ from bot.errors import JobFailed
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import Conflict, Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import FailureKind, Phase, Repo
+from bot.permissions import CHANGE
 from runners import quarantine
 from runners.quarantine import TreeEntry, conflict
 
@@ -38,7 +39,7 @@ class ApiCommits:
         Repeating it makes another commit that nobody sees until a ref points at it. Raises JobFailed (publish) when
         the change is too large for this way, GitHub says no, or did not sign.
         """
-        client = self._github.installation(repo.installation_id)
+        client = self._github.repository(repo, CHANGE)
         try:
             made_tree = await self._tree(client, repo, folder, base_sha, tree)
             if made_tree != tree:
@@ -65,7 +66,7 @@ class ApiCommits:
 
     async def branch(self, repo: Repo, branch: str) -> str | None:
         """Where the branch is; None when it does not exist."""
-        client = self._github.installation(repo.installation_id)
+        client = self._github.repository(repo, CHANGE)
         try:
             found = await client.getitem(_url(repo, "/git/ref/heads/{+branch}", branch=branch))
         except NotFound:
@@ -78,7 +79,7 @@ class ApiCommits:
         ``sha`` must be a child of ``expected``: GitHub then refuses whatever is no fast-forward. Raises JobFailed
         (publish, conflict) when the branch is somewhere else.
         """
-        client = self._github.installation(repo.installation_id)
+        client = self._github.repository(repo, CHANGE)
         now = await self.branch(repo, branch)
         if now == sha:
             return

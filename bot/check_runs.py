@@ -18,6 +18,7 @@ from bot.annotations import Annotation, batches
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import NotFound
 from bot.model import Repo
+from bot.permissions import SPEAK
 from bot.redact import Redactor
 from bot.render import clip, oneline
 
@@ -70,7 +71,7 @@ class CheckRuns:
 
         Raises NotFound or Unprocessable when there is no such commit, Forbidden when the App may not.
         """
-        client = self._github.installation(repo.installation_id)
+        client = self._github.repository(repo, SPEAK)
         key = (repo.id, sha, run.name, run.external_id)
         # only while it goes on: nobody else ends it, and it has no annotations yet
         lasting = run.conclusion is None and not run.annotations

@@ -17,6 +17,7 @@ from bot.feedback import Feedback, Reply, parse_replies, read_feedback, thread_i
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import GitHubError, NotFound, OutcomeUnknown, Unprocessable
 from bot.model import Actor, Job, Repo, TargetKind
+from bot.permissions import CHANGE, SPEAK
 from bot.redact import Redactor
 from bot.render import clip, marker, render
 from bot.review_comments import Placed, place
@@ -184,7 +185,7 @@ class Conversation:
         """Mark threads as resolved; sentences about those that could not be."""
         if not threads:
             return []
-        client, missed = self._client(job.repo), len(threads)
+        client, missed = self._github.repository(job.repo, CHANGE), len(threads)
         try:
             async for thread in self._review_threads(client, job.repo, number):
                 first = (thread.get("comments") or {}).get("nodes") or [None]
@@ -312,7 +313,7 @@ class Conversation:
         await client.post(url, data={"body": body})
 
     def _client(self, repo: Repo) -> GitHubClient:
-        return self._github.installation(repo.installation_id)
+        return self._github.repository(repo, SPEAK)
 
     def _path(self, repo: Repo, rest: str, **values: str | int) -> str:
         return path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)

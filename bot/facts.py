@@ -142,7 +142,7 @@ class FactFinder:
         )
         paths: dict[str, None] = {}
         count = 0
-        async for file in self._github.installation(repo.installation_id).getiter(url):
+        async for file in self._github.reader(repo.installation_id).getiter(url):
             count += 1
             for key in ("filename", "previous_filename"):
                 if file.get(key):
@@ -175,7 +175,7 @@ class FactFinder:
                 repo=repo.name,
                 file=CONFIG_PATH,
             )
-            return text_of(await self._github.installation(repo.installation_id).getitem(url))
+            return text_of(await self._github.reader(repo.installation_id).getitem(url))
         except NotFound:
             return None
 
@@ -262,7 +262,7 @@ class FactFinder:
         return str(found["object"]["sha"])
 
     async def _get(self, repo: Repo, rest: str, **values: str | int) -> Any:
-        client = self._github.installation(repo.installation_id)
+        client = self._github.reader(repo.installation_id)
         url = path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)
         return await client.getitem(url)
 

@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, quote, urlencode, urljoin, urlsplit
 
 import gidgethub.abc
 import httpx
+from cachetools import LRUCache
 from gidgethub import sansio
 
 from bot.config import Settings
@@ -36,14 +37,25 @@ from bot.github_auth import (
     TokenCache,
 )
 from bot.github_cache import ETagCache, ETagTransport
-from bot.github_errors import GitHubError, Redirected, Unauthorized, error_for, graphql_error
+from bot.github_errors import (
+    GitHubError,
+    NotFound,
+    Redirected,
+    Unauthorized,
+    Unprocessable,
+    error_for,
+    graphql_error,
+)
 from bot.github_limits import Gate
 from bot.github_transport import APIBase, Patience, RetryTransport
+from bot.model import Repo
+from bot.permissions import READ, within
 
 #: https://docs.github.com/en/rest/about-the-rest-api/api-versions
 API_VERSION = "2022-11-28"
 ACCEPT = "application/vnd.github+json"
 PAGE_SIZE = 100  # the most that GitHub gives
+CLIENTS = 1024  # kept: one for each repository and what is done there
 
 _PLACEHOLDER = re.compile(r"\{(\+?)(\w+)\}")
 
@@ -152,8 +164,8 @@ class GitHubClient(gidgethub.abc.GitHubAPI):
         """Run a GraphQL query or mutation and return its ``data``.
 
         Review threads and drafts cannot be changed in another way. Raises what ``bot.github_errors.graphql_error``
-        makes of the answer's errors: NotFound, Forbidden (the mutations on pull requests need ``contents: write`` besides
-        ``pull_requests: write``), Unprocessable, RateLimited; OutcomeUnknown when no answer came.
+        makes of the answer's errors: NotFound, Forbidden (the mutations on pull requests need ``contents: write``
+        besides ``pull_requests: write``), Unprocessable, RateLimited; OutcomeUnknown when no answer came.
         """
         url = self._base.graphql_url
         status, headers, body = await self._request(
@@ -273,7 +285,10 @@ class GitHub:
         self._tokens = TokenCache(self._mint, self._server_clock)
         self._etags = ETagCache(cache_bytes)
         self._pool = transport or _pool(self._base.url, in_flight=in_flight)
-        self._installations: dict[int, GitHubClient] = {}
+        self._clients: LRUCache[Scope, GitHubClient] = LRUCache(CLIENTS)
+        self._transports: dict[
+            int, httpx.AsyncBaseTransport
+        ] = {}  # by installation: so GitHub's limits count
         # All POSTs of the App itself may be repeated: a token too many, or a delivery twice under its own id, is
         # harmless.
         self._as_app = self._retrying(repeat_posts=True)
@@ -307,12 +322,30 @@ class GitHub:
         return self._app_client
 
     def installation(self, installation_id: int) -> GitHubClient:
-        """The client of an installation, with all the rights that it has."""
-        client = self._installations.get(installation_id)
+        """The client of an installation, with all the rights that it has. For tools and tests: see the two below."""
+        return self._scoped(Scope(installation_id))
+
+    def reader(self, installation_id: int) -> GitHubClient:
+        """A client that may look into every repository of an installation, and change nothing."""
+        return self._scoped(Scope.narrowed(installation_id, None, READ, as_granted=True))
+
+    def repository(self, repo: Repo, permissions: Mapping[str, str]) -> GitHubClient:
+        """A client for one repository with only these permissions, as far as the installation has granted them.
+
+        Its calls raise NotFound, too, when the repository is not in the installation any more.
+        """
+        scope = Scope.narrowed(repo.installation_id, repo.id, permissions, as_granted=True)
+        return self._scoped(scope)
+
+    def _scoped(self, scope: Scope) -> GitHubClient:
+        client = self._clients.get(scope)
         if client is None:
-            transport = ETagTransport(self._retrying(), self._etags, installation=installation_id)
-            auth = InstallationAuth(self._tokens, Scope(installation_id))
-            client = self._installations[installation_id] = self._client(transport, auth)
+            transport = self._transports.get(scope.installation)
+            if transport is None:
+                transport = ETagTransport(self._retrying(), self._etags, installation=scope.installation)
+                self._transports[scope.installation] = transport
+            client = self._client(transport, InstallationAuth(self._tokens, scope))
+            self._clients[scope] = client
         return client
 
     async def token(
@@ -348,7 +381,9 @@ class GitHub:
         """Drop what is cached for an installation that was removed or whose permissions changed."""
         self._tokens.forget(installation_id)
         self._etags.forget(installation_id)
-        self._installations.pop(installation_id, None)
+        for scope in [scope for scope in self._clients if scope.installation == installation_id]:
+            self._clients.pop(scope, None)
+        self._transports.pop(installation_id, None)
 
     async def identity(self) -> AppIdentity:
         """Who we are; asked once."""
@@ -364,7 +399,7 @@ class GitHub:
         client = self._client(self._as_app, None)
         for installation in await self._app_client.getitem("/app/installations"):
             if not installation.get("suspended_at"):
-                client = self.installation(installation["id"])
+                client = self.reader(installation["id"])
                 break
         user = await client.getitem(path("/users/{login}", login=login))
         return AppIdentity(
@@ -377,12 +412,19 @@ class GitHub:
         )
 
     async def _mint(self, scope: Scope) -> InstallationToken:
-        wanted: dict[str, Any] = {}
-        if scope.repository is not None:
-            wanted = {"repository_ids": [scope.repository], "permissions": dict(scope.permissions)}
-        made = await self._app_client.post(
-            path("/app/installations/{id}/access_tokens", id=scope.installation), data=wanted
-        )
+        try:
+            made = await self._ask_token(scope, dict(scope.permissions))
+        except Unprocessable as error:
+            if not scope.as_granted:
+                raise
+            found = await self._app_client.getitem(path("/app/installations/{id}", id=scope.installation))
+            granted = within(dict(scope.permissions), found.get("permissions", {}))
+            if not granted or granted == dict(scope.permissions):
+                raise _not_there(error) from error
+            try:
+                made = await self._ask_token(scope, granted)
+            except Unprocessable as again:
+                raise _not_there(again) from again
         token = InstallationToken(
             value=made["token"],
             expires_at=datetime.fromisoformat(made["expires_at"]),
@@ -393,6 +435,16 @@ class GitHub:
         if self._on_mint is not None:
             await self._on_mint(scope, token)
         return token
+
+    async def _ask_token(self, scope: Scope, permissions: Mapping[str, str]) -> Any:
+        """One more token: https://docs.github.com/en/rest/apps/apps#create-an-installation-access-token-for-an-app."""
+        wanted: dict[str, Any] = {}
+        if scope.repository is not None:
+            wanted["repository_ids"] = [scope.repository]
+        if permissions:
+            wanted["permissions"] = dict(permissions)
+        url = path("/app/installations/{id}/access_tokens", id=scope.installation)
+        return await self._app_client.post(url, data=wanted)
 
     def _retrying(self, *, repeat_posts: bool = False) -> RetryTransport:
         gate = Gate(
@@ -443,6 +495,19 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _not_there(error: Unprocessable) -> NotFound:
+    """GitHub makes no token for a repository that the installation does not have (any more)."""
+    return NotFound(
+        status=404,
+        reason=error.reason,
+        method=error.method,
+        path=error.path,
+        headers=error.headers,
+        errors=error.errors,
+        hint="Add the repository to the App's installation, and accept the permissions that the App asks for.",
+    )
 
 
 def _noreply_host(api_url: str) -> str:

@@ -84,21 +84,32 @@ class AppAuth(httpx.Auth):
 
 @dataclass(frozen=True)
 class Scope:
-    """What a token is for. No repository and no permissions: everything that the installation has."""
+    """What a token is for. No repository: all of them; no permissions: all that the installation has granted.
+
+    ``as_granted``: without those of the permissions that the installation has not granted.
+    """
 
     installation: int
     repository: int | None = None
     permissions: tuple[tuple[str, str], ...] = ()
+    as_granted: bool = False
 
     @classmethod
-    def narrowed(cls, installation: int, repository: int, permissions: Mapping[str, str]) -> Scope:
-        """One repository and only these permissions.
+    def narrowed(
+        cls,
+        installation: int,
+        repository: int | None,
+        permissions: Mapping[str, str],
+        *,
+        as_granted: bool = False,
+    ) -> Scope:
+        """One repository (None: all) and only these permissions.
 
         None at all is a ValueError: GitHub would understand it as everything that the installation has.
         """
         if not permissions:
             raise ValueError("a narrowed token needs at least one permission")
-        return cls(installation, repository, tuple(sorted(permissions.items())))
+        return cls(installation, repository, tuple(sorted(permissions.items())), as_granted)
 
 
 class TokenCache:

@@ -162,7 +162,7 @@ class PeopleFinder:
             "/orgs/{org}/teams/{slug}/memberships/{user}", None, org=organisation, slug=slug, user=login
         )
         try:
-            found = await self._github.installation(repo.installation_id).getitem(url)
+            found = await self._github.reader(repo.installation_id).getitem(url)
         except NotFound:
             return False
         except (GitHubError, GitHubUnavailable) as error:
@@ -174,7 +174,7 @@ class PeopleFinder:
         """https://docs.github.com/en/rest/users/users#get-a-user; an account that is hidden or gone is suspended."""
         url = path("/users/{login}", None, login=login)
         try:
-            found = await self._github.installation(repo.installation_id).getitem(url)
+            found = await self._github.reader(repo.installation_id).getitem(url)
         except NotFound:
             return True
         except (GitHubError, GitHubUnavailable) as error:
@@ -185,7 +185,7 @@ class PeopleFinder:
     async def _get(
         self, repo: Repo, rest: str, query: dict[str, str] | None = None, **values: str | int
     ) -> Any:
-        client = self._github.installation(repo.installation_id)
+        client = self._github.reader(repo.installation_id)
         return await client.getitem(
             path("/repos/{owner}/{repo}" + rest, query, owner=repo.owner, repo=repo.name, **values)
         )

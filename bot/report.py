@@ -25,6 +25,7 @@ from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import Job, JobState, Repo, TargetKind, Trigger
 from bot.network import explain
+from bot.permissions import CHANGE, SPEAK
 from bot.redact import Redactor
 from bot.render import clip, marker, oneline, quiet, quiet_line, render, waiting_words
 from bot.store import Store
@@ -235,7 +236,7 @@ class Reporter:
 
         REST cannot do that: https://docs.github.com/en/graphql/reference/mutations#markpullrequestreadyforreview
         """
-        client = self._client(job.repo)
+        client = self._github.repository(job.repo, CHANGE)
         url = self._path(job.repo, "/pulls/{number}", number=number)
         pull = await client.getitem(url)
         if not pull.get("draft"):
@@ -253,7 +254,7 @@ class Reporter:
     async def remove_branch(self, job: Job) -> None:
         """Remove the branch that a job pushed and never opened a pull request for, if nobody has touched it."""
         if job.branch:
-            client = self._client(job.repo)
+            client = self._github.repository(job.repo, CHANGE)
             try:
                 found = await client.getitem(
                     self._path(job.repo, "/git/ref/heads/{+branch}", branch=job.branch)
@@ -382,7 +383,7 @@ class Reporter:
         return None
 
     def _client(self, repo: Repo) -> GitHubClient:
-        return self._github.installation(repo.installation_id)
+        return self._github.repository(repo, SPEAK)
 
     def _path(self, repo: Repo, rest: str, **values: str | int) -> str:
         return path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)

@@ -9,6 +9,7 @@ import structlog
 from bot.github import GitHub, path
 from bot.github_errors import Forbidden, NotFound, Unprocessable
 from bot.model import Repo
+from bot.permissions import SPEAK
 from bot.render import render
 from bot.store import Store
 
@@ -35,7 +36,7 @@ class RepositorySetup:
         https://docs.github.com/en/rest/issues/labels#create-a-label answers 422 for them.
         """
         made = 0
-        client = self._github.installation(repo.installation_id)
+        client = self._github.repository(repo, SPEAK)
         for name, description in self._wanted():
             data = {"name": name, "color": COLOUR, "description": description}
             try:
@@ -58,7 +59,7 @@ class RepositorySetup:
         """
         if not await self._store.say_once(f"welcome:{repo.id}", delivery_id):
             return
-        client = self._github.installation(repo.installation_id)
+        client = self._github.repository(repo, SPEAK)
         body = render("comments/welcome.md.j2", label=LABEL, agents=self._agents)
         try:
             await client.post(

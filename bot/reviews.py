@@ -168,7 +168,7 @@ class ReviewFinder:
         return await self._client(repo).getitem(self._path(repo, rest, **values))
 
     def _client(self, repo: Repo) -> GitHubClient:
-        return self._github.installation(repo.installation_id)
+        return self._github.reader(repo.installation_id)
 
     def _path(self, repo: Repo, rest: str, **values: str | int) -> str:
         return path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)

@@ -44,6 +44,7 @@ LAYERS: dict[str, int] = {
     "bot.limits": 1,
     "bot.network": 1,
     "bot.outsiders": 1,
+    "bot.permissions": 1,
     "bot.policy": 1,
     "bot.ports": 1,
     "bot.prompts": 1,
