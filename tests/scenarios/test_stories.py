@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bot.approval_store import ApprovalStore
+from bot.audit import Audit
 from bot.model import Job, JobState, Phase
 from bot.sandbox.actions import Job as ActionsJob
 from tests.llm import Script
@@ -26,7 +28,7 @@ KNOWN = {"story", "runner", "settings", "llm", "needs", "when", "then"}
 KNOWN_THEN = {
     "job", "jobs", "fence", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
     "comment", "no comment", "check", "checks", "reactions", "tokens", "cost", "llm requests",
-    "llm saw", "llm never saw", "large files", "threads", "resolved", "review",
+    "llm saw", "llm never saw", "large files", "threads", "resolved", "review", "approvals", "pull comment",
 }  # fmt: skip
 
 
@@ -113,6 +115,8 @@ class Teller:
             await person.rerequest_check(REPO, github.check_runs(REPO)[-1]["id"])
         elif verb == "pushes":
             await person.push_commit(REPO, what["branch"], what["files"])
+        elif verb == "pushes on pull":  # to the branch of the first pull request
+            await person.push_commit(REPO, github.pulls(REPO)[0]["head"]["ref"], what)
         elif verb == "pushes large":  # by Git LFS
             pointers = {
                 path: github.add_large_file(REPO, text.encode()) for path, text in what["files"].items()
@@ -288,6 +292,15 @@ class Teller:
                 assert len(github.check_runs(REPO)) == len(each), "one check run for each job and commit"
         if "checks" in then:
             assert self._checks() == then["checks"]
+        if "approvals" in then:  # "kind state by whom", the oldest first
+            found = await ApprovalStore(box.store.engine, Audit(box.store.engine, box.redactor)).recent()
+            assert [
+                " ".join(filter(None, (one.kind, one.state, one.decided_by))) for one in reversed(found)
+            ] == then["approvals"]
+        if "pull comment" in then:  # on the first pull request, whatever the story is about
+            first = "\n\n".join(one["body"] for one in github.comments(REPO, github.pulls(REPO)[0]["number"]))
+            for part in _list(then["pull comment"]):
+                assert part in first
         if "reactions" in then:
             found = [content for _, content in github.reactions(REPO, self.number)]
             assert sorted(found) == sorted(then["reactions"])
