@@ -199,7 +199,9 @@ class RemoteGitHub:
         self._process.stdin.write(orjson.dumps({"id": number, **what}) + b"\n")
         await self._process.stdin.drain()
         try:
-            return await asyncio.wait_for(future, ANSWER_TIMEOUT)
+            # not wait_for(): before Python 3.12 it loses a cancellation that comes together with the answer
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                return await future
         finally:
             self._asked.pop(number, None)
 
