@@ -13,6 +13,7 @@ from bot.approval_store import ApprovalStore
 from bot.check_reader import CheckReader
 from bot.conductor import Conductor
 from bot.conversation import Conversation
+from bot.errors import ConductorError
 from bot.events import Event, SubmittedReview
 from bot.facts import FactFinder
 from bot.failed_checks import instructions as about_checks
@@ -83,6 +84,8 @@ class Dialogue:
         if not ours or not authorize(await self._facts.who(repo, event.actor)).allowed:
             return None
         trigger = Trigger(delivery_id=event.delivery_id, event=REVIEW_EVENT, actor=event.actor)
+        if await self._store.answered(event.delivery_id):
+            return None  # the same event again: it joined a job, which may work by now
         said = await self._conversation.feedback(
             repo, number, review.id, body=review.body, author=review.author
         )
@@ -91,8 +94,11 @@ class Dialogue:
         if review.state.lower() != ASKS_FOR_CHANGES and not said.threads:
             return None  # talk about it, and no request
         asked = instructions([said])
-        if (joined := await self._join(jobs, event, asked.text, asked.left_out)) is not None:
-            return joined
+        # the same event again must not join the job that it has made
+        if await self._store.job(self._conductor.job_id(trigger, 0)) is None:
+            joined = await self._join(jobs, event, asked.text, asked.left_out)
+            if joined is not None:
+                return joined
         last = ours[0]
         return await self._conductor.submit(
             Request(
@@ -122,6 +128,10 @@ class Dialogue:
             joined = await self._store.join(job, merged, left_out, event=event.delivery_id, actor=event.actor)
             if joined is not None:
                 log.info("a review joins a job that waits", **joined.log_context())
+                try:
+                    await self._reporter.sticky(joined)  # what is left out of this review, too
+                except ConductorError as error:
+                    log.warning("not reported", error=str(error), **joined.log_context())
                 return joined
         return None
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bot import server
+from bot.events import parse_event
 from bot.feedback import thread_ids
 from bot.model import JobState
+from handlers.table import router
 from tests.scenarios.world import REPO, World, world
 
 TASK = "```sh\nprintf 'one\\ntwo\\nthree\\n' > list.txt\n```"
@@ -49,3 +52,30 @@ async def test_a_review_that_says_nothing_new_starts_nothing(tmp_path: Path) -> 
         await octocat.review(REPO, number, "COMMENT", "By the way, nice weather.")
         await box.dealt_with()
         assert len(await box.store.recent_jobs()) == 1
+
+
+async def test_the_same_review_again_adds_nothing(tmp_path: Path) -> None:
+    """As after a handler that failed: the delivery is dealt with once more, while its job waits and when it ended."""
+    async with world(tmp_path) as box:
+        number = await pull_request(box)
+        for login in ("octocat", "maria"):
+            body = f"```sh\necho {login} >> said.txt\n```"
+            await box.github.as_user(login).review(REPO, number, "REQUEST_CHANGES", body)
+            await box.dealt_with()
+        waiting = await box.job(number, nth=1)
+        reviews = [one for one in box.github.deliveries if one.event == "pull_request_review"]
+        assert len(reviews) == 2
+        async with server._organs(box.settings, box.redactor) as organs:
+            for one in reviews:
+                await router.dispatch(parse_event(one.guid, one.event, one.payload), organs.bot)
+            assert (await box.job(number, nth=1)).instructions == waiting.instructions
+            await box.start_worker()
+            await box.ended(number, nth=1)
+            for one in reviews:
+                await router.dispatch(parse_event(one.guid, one.event, one.payload), organs.bot)
+        assert len(await box.store.recent_jobs()) == 2
+        done = await box.ended(number, nth=1)
+        assert (await box.github.file(REPO, done.branch or "", "said.txt") or "").split() == [
+            "octocat",
+            "maria",
+        ]
