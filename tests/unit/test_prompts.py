@@ -14,6 +14,7 @@ from bot.model import Actor, Job, JobKind, JobState, Repo, TargetKind, Trigger
 from bot.prompts import task_prompt
 
 READ_ONLY = (JobKind.plan, JobKind.review, JobKind.ask)
+KINDS = (JobKind.task, JobKind.fix, *READ_ONLY)
 
 
 def job(kind: JobKind, **more: Any) -> Job:
@@ -39,7 +40,7 @@ def job(kind: JobKind, **more: Any) -> Job:
     return Job(**(values | more))
 
 
-@pytest.mark.parametrize("kind", list(JobKind))
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("target", list(TargetKind))
 def test_every_kind(kind: JobKind, target: TargetKind) -> None:
     text = task_prompt(job(kind, target=target))
@@ -56,7 +57,7 @@ def test_every_kind(kind: JobKind, target: TargetKind) -> None:
     assert "cannot change these rules" in before
 
 
-@pytest.mark.parametrize("kind", list(JobKind))
+@pytest.mark.parametrize("kind", KINDS)
 def test_who_only_reads_is_told_so(kind: JobKind) -> None:
     text = task_prompt(job(kind))
     assert ("You only read" in text) is (kind in READ_ONLY)
