@@ -37,6 +37,7 @@ from bot.policy import (
     authorize,
     choose,
     decide,
+    kind_for,
     once,
     throttle,
 )
@@ -114,6 +115,7 @@ class Conductor:
                 text = task_text(request, facts)
                 left_out = (*request.left_out, *text.left_out)
                 request = dataclasses.replace(request, title=text.title, body=text.body, left_out=left_out)
+            request = dataclasses.replace(request, kind=kind_for(facts, request))
             job = _new_job(job_id, request, choice, facts)
             job = job.evolve(thread_id=await self.store.thread_of(job))
             reasons = [decision.root]
@@ -254,6 +256,7 @@ class Conductor:
                 go_on=go_on,
                 kind=last.kind,
                 approval_id=last.approval_id,
+                left_out=tuple(last.left_out),
             ),
             ordinal=ordinal,
         )

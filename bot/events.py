@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from bot.model import Actor, Repo, TargetKind
@@ -27,6 +28,7 @@ class Comment:
     author: Actor
     kind: str = "issue"  # "issue": of an issue or pull request; "review": inline in a diff
     via_app: int | None = None  # the App that wrote it, if one did
+    written_at: datetime | None = None  # by GitHub's clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,7 @@ class Event:
     body: str
     open: bool
     merged: bool = False
+    head_sha: str | None = None  # of the pull request, where the event tells
     label: str | None = None
     comment: Comment | None = None
     check: Check | None = None
@@ -133,6 +136,7 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             body=str(subject.get("body") or ""),
             open=subject.get("state", "open") == "open",
             merged=bool(subject.get("merged")),
+            head_sha=_head_of(payload.get("pull_request")),
             label=str(payload["label"]["name"]) if payload.get("label") else None,
             comment=_comment(name, comment) if comment else None,
             check=_check(check, payload) if check else None,
@@ -202,6 +206,15 @@ def _short_repo(repository: Mapping[str, Any], installation_id: int) -> Repo:
     return Repo(owner=owner, name=name, id=int(repository["id"]), installation_id=installation_id)
 
 
+def _head_of(pull: Mapping[str, Any] | None) -> str | None:
+    sha = (pull or {}).get("head", {}).get("sha")
+    return str(sha) if sha else None
+
+
+def _moment(text: object) -> datetime | None:
+    return datetime.fromisoformat(text) if isinstance(text, str) else None
+
+
 def _actor(user: Mapping[str, Any]) -> Actor:
     return Actor(login=str(user["login"]), id=int(user["id"]), type=str(user.get("type") or "User"))
 
@@ -250,4 +263,5 @@ def _comment(event: str, comment: Mapping[str, Any]) -> Comment:
         author=_actor(comment["user"]),
         kind="review" if event == "pull_request_review_comment" else "issue",
         via_app=int(app["id"]) if app else None,
+        written_at=_moment(comment.get("created_at")),
     )

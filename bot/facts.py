@@ -8,6 +8,7 @@ import binascii
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from cachetools import TTLCache
@@ -25,6 +26,8 @@ from bot.yaml_text import Problem
 
 #: How long an organisation's default may be older than what is there: it is asked for with every job.
 DEFAULT_SECONDS = 60
+#: A command about a fork's branch that is heard of so late is asked for again.
+LATE = timedelta(minutes=2)
 #: More files of a pull request are not listed.
 MAX_FILES = 3000
 
@@ -97,6 +100,7 @@ class FactFinder:
             open=is_open,
             from_fork=pull is not None and pull.from_fork,
             head_sha=pull.head_sha if pull is not None else None,
+            fork_moved=pull is not None and pull.from_fork and _may_have_moved(request, pull),
             config=config,
             config_problem=problem,
             labels=tuple(str(label.get("name") or "") for label in issue.get("labels") or ()),
@@ -294,6 +298,16 @@ def _actor(user: Mapping[str, Any] | None) -> Actor | None:
     if not user:
         return None
     return Actor(login=str(user["login"]), id=int(user["id"]), type=str(user.get("type") or "User"))
+
+
+def _may_have_moved(request: Request, pull: Pull) -> bool:
+    """Whether the branch may have been pushed to since the asker looked at it.
+
+    A comment's event does not tell the head, so that only its age can: a server that was down hears of it late.
+    """
+    if request.head_sha is not None:
+        return request.head_sha != pull.head_sha
+    return request.asked_at is not None and datetime.now(UTC) - request.asked_at > LATE
 
 
 async def _nothing() -> None:

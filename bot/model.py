@@ -170,6 +170,8 @@ class Request:
     kind: JobKind = JobKind.task
     left_out: tuple[str, ...] = ()  # what of the conversation was kept out of the prompt, a sentence each
     approval_id: str | None = None  # the approved plan that is to be carried out
+    head_sha: str | None = None  # of the pull request when it was asked for, where the event tells
+    asked_at: datetime | None = None  # by GitHub's clock, where the event tells
 
     def evolve(self, **changes: Any) -> Request:
         """A copy with ``changes``."""

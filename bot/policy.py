@@ -38,6 +38,7 @@ class Facts:
     open: bool = True
     from_fork: bool = False
     head_sha: str | None = None  # of the pull request, now
+    fork_moved: bool = False  # it was, or may have been, pushed to since this was asked for
     config: RepoConfig = field(default_factory=RepoConfig)  # of the default branch
     config_problem: str = ""  # why that could not be used
     unserved: tuple[str, ...] = ()  # capabilities it asks for that no worker host has
@@ -190,6 +191,15 @@ def may_ask(facts: Facts) -> Reason:
     return replace(found, question="may the asker start jobs", said=said)
 
 
+def kind_for(facts: Facts, request: Request) -> JobKind:
+    """What becomes of ``request``: a task that needs an approved plan is a plan first.
+
+    What a review asks for has been looked at by a person already, and what an approval started has its plan.
+    """
+    planned = request.approval_id is not None or request.trigger.event.startswith("pull_request_review.")
+    return JobKind.plan if not planned and plan_first(facts, request.kind).ok else request.kind
+
+
 def plan_first(facts: Facts, kind: JobKind) -> Reason:
     """Must a person approve a plan before this work starts? ``ok``: yes, it must."""
     rule = facts.config.approvals.plan
@@ -339,6 +349,12 @@ def decide(
             ok=not facts.from_fork or facts.config.forks == "branch",
             said="This pull request comes from a fork, and this repository wants no work on those (`forks: never`). "
             "Open an issue for the change instead.",
+        ),
+        Reason(
+            question="is the fork as it was",
+            ok=not facts.fork_moved,
+            said="The fork's branch was pushed to since you asked, or may have been, because I heard of it late. "
+            "Look at what is there now, then ask again.",
         ),
         Reason(
             question="is the base fitting",

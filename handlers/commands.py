@@ -74,6 +74,8 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
             budget=command.budget,
             base=command.options.get("base"),
             kind=kind,
+            head_sha=event.head_sha,
+            asked_at=event.comment.written_at if event.comment else None,
         )
         if kind is JobKind.review and event.target is TargetKind.issue:
             problem = "An issue has no diff to review. Write `/agent review` in a pull request."

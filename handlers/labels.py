@@ -37,6 +37,7 @@ async def label_added(event: Event, bot: Bot) -> None:
             title=event.title,
             body=event.body,
             agent=agent,
+            head_sha=event.head_sha,
         ),
         is_open=event.open,
     )

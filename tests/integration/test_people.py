@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bot.facts import FactFinder
+from bot.facts import LATE, FactFinder
 from bot.github import GitHub
 from bot.github_transport import Patience
 from bot.model import Actor, Repo, Request, TargetKind, Trigger
@@ -208,6 +210,38 @@ async def test_a_code_owner_of_what_the_pull_request_changes(tmp_path: Path) -> 
             facts = await finder.about(request, is_open=True)
             assert facts.paths == ("db/a.sql",)
             assert decide(RULES, facts, agent="claude").allowed is allowed
+
+
+@pytest.mark.parametrize(
+    ("changes", "moved"),
+    [
+        ({"head_sha": "now"}, False),
+        ({"head_sha": "before"}, True),
+        ({"asked_at": datetime.now(UTC)}, False),
+        ({"asked_at": datetime.now(UTC) - LATE * 2}, True),
+        ({"head_sha": "now", "asked_at": datetime.now(UTC) - LATE * 2}, False),
+        ({}, False),
+    ],
+)
+async def test_a_fork_that_moved_since_it_was_asked_about(
+    tmp_path: Path, changes: dict[str, Any], moved: bool
+) -> None:
+    async with asking(tmp_path) as (sandbox, people, repo):
+        sandbox.set_role("acme/thing", "ann", "write")
+        mallory = sandbox.as_user("mallory")
+        await mallory.fork("acme/thing")
+        before = await mallory.push_commit("mallory/thing", "x", {"a": "1\n"})
+        pull = await mallory.open_pull("acme/thing", "mallory:x", "T")
+        await mallory.push_commit("mallory/thing", "x", {"a": "2\n"})
+        now = sandbox.pulls("acme/thing")[0]["head"]["sha"]
+        if "head_sha" in changes:
+            changes = changes | {"head_sha": {"before": before, "now": now}[changes["head_sha"]]}
+        request = asks(repo, person(sandbox, "ann"), pull["number"], TargetKind.pull_request)
+        facts = await FactFinder(people._github).about(request.evolve(**changes), is_open=True)
+        assert facts.from_fork
+        assert facts.head_sha == now != before
+        assert facts.fork_moved is moved
+        assert decide(RULES, facts, agent="claude").allowed is not moved
 
 
 async def test_the_issue_and_its_author(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bot.model import Actor, JobKind, Repo, Request, TargetKind, Trigger
-from bot.policy import Facts, Limits, Load, Rules, authorize, choose, decide, plan_first, throttle
+from bot.policy import Facts, Limits, Load, Rules, authorize, choose, decide, kind_for, plan_first, throttle
 from bot.repo_config import RepoConfig, parse
 
 RULES = Rules(
@@ -60,6 +60,7 @@ def test_bots_are_refused_without_a_word_whatever_they_may(actor: Actor) -> None
             {},
             "`forks: never`",
         ),
+        ({"target": TargetKind.pull_request, "from_fork": True, "fork_moved": True}, {}, "was pushed to"),
         ({"target": TargetKind.pull_request}, {"base": "main"}, "--base"),
         ({}, {"agent": "shell"}, "not offered"),  # known, but not allowed here
         ({}, {"agent": "skynet"}, "there are `claude`, `codex`"),
@@ -203,6 +204,25 @@ def test_when_a_plan_comes_first(
     config: str, changes: dict[str, object], kind: JobKind, needed: bool
 ) -> None:
     assert plan_first(facts(config=parse(config), **changes), kind).ok is needed
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, JobKind.plan),
+        ({"kind": JobKind.review}, JobKind.review),
+        ({"approval_id": "a1"}, JobKind.task),
+        (
+            {"trigger": Trigger(delivery_id="d", event="pull_request_review.submitted", actor=MARIA)},
+            JobKind.task,
+        ),
+        ({"retry_of": "j1"}, JobKind.plan),
+    ],
+)
+def test_a_task_that_needs_a_plan_is_a_plan_first(changes: dict[str, object], kind: JobKind) -> None:
+    always = facts(config=parse("approvals: {plan: always}"))
+    assert kind_for(always, request(**changes)) is kind
+    assert kind_for(facts(), request(**changes)) is (JobKind.task if kind is JobKind.plan else kind)
 
 
 def test_the_lower_limit_counts() -> None:
