@@ -208,14 +208,17 @@ class Dialogue:
     async def approved(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
         """Start the planned work, or tell the paused job that it may."""
         if approval.kind is ApprovalKind.plan:
-            await self._conductor.submit(
-                self._after(approval, job, JobKind.task, approved_plan(approval, by=by.login, words=words))
-            )
+            plan = approved_plan(approval, by=by.login, words=words)
+            await self._conductor.submit(self._after(approval, job, JobKind.task, plan))
+        elif approval.kind is ApprovalKind.protected:
+            await self._conductor.submit(self._after(approval, job, JobKind.release, ""))
         else:
             await self._answer(approval, job, by, "approves this", words)
 
     async def refused(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
         """Have the plan revised, or tell the paused job that it may not."""
+        if approval.kind is ApprovalKind.protected:
+            return  # it stays held back
         if approval.kind is not ApprovalKind.plan:
             await self._answer(approval, job, by, "refuses this", words)
             return
@@ -232,8 +235,8 @@ class Dialogue:
         )
 
     async def lapsed(self, approval: Approval, job: Job) -> None:
-        """Tell the paused job that nobody decided in time. A plan that nobody approved stays what it is."""
-        if approval.kind is not ApprovalKind.plan:
+        """Tell the paused job that nobody decided in time. What no job waits for stays what it is."""
+        if approval.kind not in (ApprovalKind.plan, ApprovalKind.protected):
             nobody = Actor(login="Nobody", id=0, type="Bot")
             await self._answer(approval, job, nobody, "decided about this in time, so the answer is no", "")
 
@@ -254,7 +257,7 @@ class Dialogue:
             timeout=job.timeout,
             budget=job.budget,
             kind=kind,
-            approval_id=approval.id if kind is JobKind.task else None,
+            approval_id=None if kind is JobKind.plan else approval.id,
         )
 
     async def _answer(self, approval: Approval, job: Job, by: Actor, verb: str, words: str) -> None:

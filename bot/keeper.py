@@ -65,6 +65,30 @@ class Keeper:
         finally:
             bundle.unlink(missing_ok=True)
 
+    async def keep_held_back(self, job: Job, desk: Desk) -> bool:
+        """Keep the whole of a change of which a part was held back, until a reviewer decides about that part."""
+        if not job.base_sha:
+            return False
+        bundle = desk.directory / "held.bundle"
+        try:
+            packed = await work.pack(desk.quarantine, job.base_sha, bundle, finished=True)
+            return packed and await self._try_to_keep(job, _held_back(job.id), bundle)
+        except InfrastructureError as error:
+            log.warning("what was held back is not kept", error=str(error))
+            return False
+        finally:
+            bundle.unlink(missing_ok=True)
+
+    async def bring_held_back(self, job: Job, origin: str, repository: Path) -> str | None:
+        """Take the whole change of the job ``origin`` into ``repository``; its newest commit, or None: it is gone."""
+        bundle = repository.with_name("held.bundle")
+        try:
+            if not await self._shelf.fetch(job.thread_id, _held_back(origin), bundle):
+                return None
+            return await work.unpack(bundle, repository)
+        finally:
+            bundle.unlink(missing_ok=True)
+
     async def forget_work(self, job: Job) -> None:
         """The job's work is published: nobody goes on from what it was before."""
         await self._shelf.remove(job.thread_id, _work(job.id))
@@ -80,6 +104,10 @@ class Keeper:
 
 def _session(job: Job) -> str:
     return f"{job.agent}.session"
+
+
+def _held_back(job_id: str) -> str:
+    return f"{job_id}.held-back"
 
 
 def _work(job_id: str) -> str:

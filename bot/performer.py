@@ -31,6 +31,7 @@ from bot.errors import ConductorError, InfrastructureError, JobFailed, StaleAtte
 from bot.facts import FactFinder
 from bot.forks import check_fork
 from bot.github import GitHub
+from bot.held_back import HeldBack
 from bot.images import ImageNeeds
 from bot.keeper import Keeper
 from bot.limits import limits_for
@@ -56,7 +57,7 @@ from bot.prompts import answer_prompt, go_on_prompt, task_prompt, told_prompt, v
 from bot.proposals import Proposals
 from bot.publisher import Publisher
 from bot.redact import Redactor
-from bot.render import duration
+from bot.render import code, duration
 from bot.report import Reporter
 from bot.results import HINTS, Verdict, asks, judge
 from bot.scales import Scales
@@ -188,6 +189,9 @@ class _Attempt:
         if await self._published_before():
             await self.end(JobState.succeeded)
             return
+        if self.job.kind is JobKind.release:
+            await self._release()
+            return
         if self.job.state is JobState.paused:
             if not await self._wake_up():
                 return
@@ -299,6 +303,7 @@ class _Attempt:
                 result,
                 granted=desk.terms.granted_paths,
             )
+            await self._offer_held_back(desk)
         troubles = await self._say(desk, result)
         if troubles:
             self.job = self.job.evolve(summary="\n\n".join([self.job.summary, *troubles]))
@@ -321,6 +326,57 @@ class _Attempt:
             case _:
                 return await host.conversation.reply(job, result.replies)
         return ()
+
+    async def _offer_held_back(self, desk: Desk) -> None:
+        """Ask reviewers whether the protected part of the change may be pushed, too."""
+        host, held = self.host, HeldBack.load(self.job.held_back)
+        if held is None or not await host.keeper.keep_held_back(self.job, desk):
+            return
+        listed = "\n".join(f"- {code(file)}" for file in held.files)
+        more = held.count - len(held.files)
+        subject = f"May the protected part of this change be pushed, too?\n\n{listed}" + (
+            f"\n- … and {more} more" if more > 0 else ""
+        )
+        self.job = await host.proposals.propose(
+            self.job,
+            self.attempt,
+            desk.quarantine,
+            ApprovalKind.protected,
+            subject,
+            title=f"Asks: {self.job.title}",
+            details={"files": list(held.files), "count": held.count},
+            at=self.job.head_sha,
+        )
+
+    async def _release(self) -> None:
+        """Push what was held back, as it was then; without an agent."""
+        host, job = self.host, self.job
+        if job.head_sha and await host.facts.branch_sha(job.repo, job.branch or "") == job.head_sha:
+            await self.end(JobState.succeeded)  # killed after the push
+            return
+        await self._enter(Phase.workspace)
+        approval = await host.proposals.check(job)
+        if approval is None:
+            raise JobFailed(Phase.policy, FailureKind.refused, "Nobody has approved this.", "")
+        mirror = await self._fetch()
+        if self.job.base_sha != approval.sha:
+            raise quarantine.conflict(self.job.branch or "", "somebody has pushed since it was approved")
+        repository = self.directory / "quarantine.git"
+        await quarantine.create(repository, mirror, max_input_bytes=host.settings.max_push_bytes)
+        head = await host.keeper.bring_held_back(job, approval.job_id, repository)
+        if head is None:
+            raise JobFailed(
+                Phase.workspace,
+                FailureKind.infrastructure,
+                "What was held back is not kept any more.",
+                "Apply the patch in the pull request by hand.",
+            )
+        await self._enter(Phase.publish)
+        await self._set_attempt(AttemptState.publishing)
+        self.job = await host.publisher.release(
+            self.job, self.attempt, repository, head, by=approval.decided_by or "a reviewer"
+        )
+        await self.end(JobState.succeeded)
 
     async def _published_before(self) -> bool:
         """Whether a lost host's attempt got as far as the push: then only the rest is to be done."""
@@ -349,7 +405,7 @@ class _Attempt:
                 await host.gateway.open(desk)
                 return desk
             desk.close()  # nobody knows how far that one came: all of it may be done once more
-        await host.proposals.check_plan(self.job)
+        await host.proposals.check(self.job)
         await self._enter(Phase.workspace)
         needs = ImageNeeds(capabilities=self._capabilities)
         # neither needs the other
@@ -883,7 +939,7 @@ class _Attempt:
             raise StaleAttempt(f"Job {self.job.id} was ended by somebody else.")
         log.info("job ended", state=str(state), phase=phase, failure=kind, message=message[:300])
         self.job = moved
-        if not (moved.kind is JobKind.plan and state is JobState.succeeded):
+        if state is not JobState.succeeded:  # else a plan or what was held back may wait for a review
             await self._report(self.host.proposals.withdraw(moved))
         await self._say_the_end()
 

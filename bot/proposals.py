@@ -17,7 +17,7 @@ from bot.approval_desk import ApprovalDesk, ApprovalVoid
 from bot.branches import PREFIX
 from bot.config import Settings
 from bot.errors import JobFailed
-from bot.model import ApprovalKind, ApprovalState, Attempt, FailureKind, Job, Phase
+from bot.model import Approval, ApprovalKind, ApprovalState, Attempt, FailureKind, Job, Phase
 from bot.publisher import Publisher
 from bot.store import Store
 from bot.terms import Grant
@@ -44,32 +44,36 @@ class Proposals:
         *,
         title: str,
         details: Mapping[str, Any] | None = None,
+        at: str | None = None,
     ) -> Job:
-        """Ask about ``subject`` (Markdown). Returns the changed job; may be repeated after a crash."""
+        """Ask about ``subject`` (Markdown). Returns the changed job; may be repeated after a crash.
+
+        ``at``: the commit that the job has just pushed; by default an empty one is made where the branch is ours.
+        """
         pending = await self._desk.approvals.pending_of(job.id)
         if pending is not None and (pending.kind, pending.subject) == (kind, subject):
             return job.evolve(pull_number=job.pull_number or _pull(job, pending.pull_number))
         number = job.pull_number if job.own_branch else job.number
-        if (job.branch or "").startswith(f"{PREFIX}/"):
+        if at is None and (job.branch or "").startswith(f"{PREFIX}/"):
             job = await self._publisher.mark(job, attempt, repository, title=title, words=subject)
             if number is None:
                 await self._store.check_fence(job.id, attempt.fence)
                 number = await self._publisher.open_pull(job, title=title, draft=True)
                 job = job.evolve(pull_number=number)
                 await self._store.note(job.id, fence=attempt.fence, pull_number=number)
-        sha = job.marker_sha or job.base_sha
+        sha = at or job.marker_sha or job.base_sha
         if number is None or sha is None:
             raise ValueError("the job has no pull request to ask on")
         await self._store.check_fence(job.id, attempt.fence)
         await self._desk.ask(job, kind, subject, sha=sha, pull_number=number, details=details)
         return job
 
-    async def check_plan(self, job: Job) -> None:
-        """Make sure that the plan which ``job`` carries out is approved, right before it starts. Raises JobFailed."""
+    async def check(self, job: Job) -> Approval | None:
+        """Make sure that what ``job`` carries out is approved, right before it starts. Raises JobFailed."""
         if job.approval_id is None:
-            return
+            return None
         try:
-            await self._desk.use(job.approval_id)
+            return await self._desk.use(job.approval_id)
         except ApprovalVoid as error:
             raise JobFailed(Phase.policy, FailureKind.refused, error.message, error.hint) from error
 

@@ -147,6 +147,17 @@ class Publisher:
         )
         return await self._land(job, attempt, repository, tree=tree, message=message, column="marker_sha")
 
+    async def release(self, job: Job, attempt: Attempt, repository: Path, head: str, *, by: str) -> Job:
+        """Push the rest of a change whose commit is ``head``, after ``by`` approved it. Returns the changed job."""
+        tree = await quarantine.tree_of(repository, head)
+        message = self._redactor.text(
+            f"{quiet_line(oneline(job.title, 80))}: the protected part\n\n"
+            f"Approved by {by}. For #{job.number} (job {job.id})."
+        )
+        job = await self._land(job, attempt, repository, tree=tree, message=message, column="head_sha")
+        await self._reporter.ready(job, job.number, title=job.title)
+        return job
+
     async def open_pull(self, job: Job, *, title: str, draft: bool = False) -> int:
         """Open the pull request of the job's branch, or find the one that is there. Returns its number."""
         number = await self._reporter.pull_request(

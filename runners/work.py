@@ -56,6 +56,24 @@ async def pack(quarantine: Path, base_sha: str, to: Path, *, finished: bool) -> 
     return True
 
 
+async def unpack(bundle: Path, quarantine: Path) -> str | None:
+    """Take a bundle's commits into a bare repository of ours; returns the newest one, or None when they do not fit.
+
+    Nothing is checked out, and no ref is made. Raises InfrastructureError.
+    """
+    found = await describe(bundle)
+    if found is None:
+        return None
+    try:
+        # as objects only: https://git-scm.com/docs/git-bundle ("unbundle"); ours, so no transport need be allowed
+        await git("bundle", "unbundle", str(bundle), git_dir=quarantine, env=WARY)
+    except GitError as error:
+        if error.code in (1, 128):
+            return None
+        raise InfrastructureError(f"The kept work cannot be read: {error}.") from error
+    return found.head
+
+
 async def describe(bundle: Path) -> Bundle | None:
     """What is in a bundle, by its header (https://git-scm.com/docs/gitformat-bundle); None when it is none of ours."""
     try:
