@@ -28,7 +28,7 @@ log = structlog.get_logger(__name__)
 EVENT = "check_suite.completed"
 #: No failure is looked at for longer than this: then a person has to ask.
 FORGET = timedelta(days=1)
-#: After trouble with GitHub.
+#: After trouble with GitHub, and while another job is at it.
 _LATER = timedelta(minutes=1)
 #: A person is told about these in the pull request, unless one of those is a reason, too.
 _TOLD = frozenset({"attempts", "progress"})
@@ -117,6 +117,10 @@ class Fixer:
         rules = FixRules(automatic=fix.automatic, attempts=fix.attempts, settle=fix.settle)
         if not rules.automatic:
             await self._heads.close(head, "`fix: automatic` is off")
+            return
+        if any(not job.state.final for job in jobs):
+            # a paused one may stay for days: GitHub is not asked before it has ended
+            await self._heads.later(head, datetime.now(UTC) + _LATER)
             return
         # logs are fetched only when nothing else is in the way
         decision, checks = await self._judge(head, jobs, rules, details=False)

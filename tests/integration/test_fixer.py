@@ -273,8 +273,11 @@ async def test_one_that_never_ends_is_waited_for_by_housekeeping_alone(place: Pl
 
 async def test_a_job_that_runs_here_is_not_disturbed(place: Place) -> None:
     await place.store.add_job(place.job(id="j2", state=JobState.running))
+    place.sandbox.faults.add(fault := Fault(path="/commits/", status=500, times=None))
     await place.fails()
     assert place.asked == []
+    assert (await place.row()).look_at is not None
+    place.sandbox.faults.waiting.remove(fault)
     # it ended without a push
     await place.ended("j2")
     await place.time_passes(120)
