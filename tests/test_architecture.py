@@ -245,3 +245,17 @@ def _writes(node: ast.AST) -> bool:
         and isinstance(node.func.value, ast.Name | ast.Call)
         and "client" in ast.dump(node.func.value)
     )
+
+
+def test_nothing_uses_all_the_rights_of_an_installation() -> None:
+    """Each part has a token of its own: GitHub.reader, GitHub.repository or GitHub.token."""
+    users = [
+        name
+        for name, path in modules()
+        if not name.startswith(("bot.sandbox", "bot.github"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "installation"
+    ]
+    assert users == []

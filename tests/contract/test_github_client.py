@@ -11,6 +11,8 @@ import pytest
 from bot.errors import GitHubUnavailable
 from bot.github import GitHub, path
 from bot.github_errors import Forbidden, NotFound, OutcomeUnknown, RateLimited, Unauthorized, Unprocessable
+from bot.model import Repo
+from bot.permissions import SPEAK
 from bot.sandbox.description import GitHubDescription
 from bot.sandbox.faults import Fault, secondary_limit
 from bot.sandbox.sandbox import Sandbox
@@ -191,6 +193,40 @@ async def test_more_than_is_granted_is_refused(github, sandbox):
         await github.token(
             sandbox.installation_id, repository_id=hello.id, permissions={"administration": "write"}
         )
+
+
+async def test_who_looks_everywhere_can_write_nowhere(github, sandbox):
+    await sandbox.create_repo("acme/other", private=True)
+    reader = github.reader(sandbox.installation_id)
+    for repo in (REPO, "/repos/acme/other"):
+        assert (await reader.getitem(repo))["id"]
+        with pytest.raises(Forbidden):
+            await reader.post(f"{repo}/issues", data={"title": "no"})
+        with pytest.raises(Forbidden):
+            await reader.post(f"{repo}/git/refs", data={"ref": "refs/heads/no", "sha": "a" * 40})
+
+
+async def test_who_writes_in_one_repository_cannot_in_another(github, sandbox):
+    await sandbox.create_repo("acme/other", private=True)
+    hello = sandbox.world.repository("acme", "hello")
+    repo = Repo(owner="acme", name="hello", id=hello.id, installation_id=sandbox.installation_id)
+    writer = github.repository(repo, SPEAK)
+    assert (await writer.post(f"{REPO}/issues", data={"title": "yes"}))["number"]
+    with pytest.raises(NotFound):
+        await writer.post("/repos/acme/other/issues", data={"title": "no"})
+    with pytest.raises(Forbidden):  # comments need no right to push
+        await writer.post(f"{REPO}/git/refs", data={"ref": "refs/heads/no", "sha": "a" * 40})
+
+
+async def test_a_permission_that_was_not_accepted_is_done_without(github, sandbox):
+    granted = sandbox.world.installations[sandbox.installation_id].permissions
+    sandbox.world.installations[sandbox.installation_id].permissions = {
+        name: level for name, level in granted.items() if name not in ("actions", "members")
+    }
+    assert (await github.reader(sandbox.installation_id).getitem(REPO))["id"]
+    gone = Repo(owner="acme", name="gone", id=424242, installation_id=sandbox.installation_id)
+    with pytest.raises(NotFound, match="access_tokens"):
+        await github.repository(gone, SPEAK).getitem("/repos/acme/gone")
 
 
 async def test_an_unknown_and_a_suspended_installation(github, sandbox, turned):

@@ -79,9 +79,12 @@ async def test_from_the_label_to_the_pull_request(tmp_path: Path) -> None:
         )
         assert ended.details["usage"]["cost"] is not None
         tokens = [entry.details for entry in entries if entry.kind == "token.minted"]
-        narrow = [one for one in tokens if one["repository_ids"] != "all"]
-        assert {"contents": "write"}.items() <= narrow[-1]["permissions"].items()
-        assert all(one["repository_ids"] == [job.repo.id] for one in narrow)
+        for one in tokens:
+            writes = {name for name, level in one["permissions"].items() if level != "read"}
+            # no token may write in more than one repository, or do everything in it
+            assert not writes or one["repository_ids"] == [job.repo.id]
+            assert not {"contents", "issues"} <= writes
+        assert any(one["permissions"].get("contents") == "write" for one in tokens)
         assert {one["installation"] for one in tokens} == {job.repo.installation_id}
         # a token is given out before it is used, and the push comes right before the branch
         kinds = [entry.kind for entry in entries]
@@ -168,6 +171,6 @@ async def test_an_export_of_a_story_can_be_checked_elsewhere(tmp_path: Path) -> 
         code, _ = await conductor(box, "audit", "export", "--output", str(target))
         lines: list[dict[str, Any]] = [json.loads(line) for line in target.read_text().splitlines()]
         assert code == 0
-        assert lines[-1]["kind"] == "job.refused"
+        assert "job.refused" in [line["kind"] for line in lines]
         code, said = await conductor(box, "audit", "verify", "--file", str(target))
         assert (code, f"{len(lines)} entries" in said) == (0, True), said

@@ -30,6 +30,7 @@ from bot.github_errors import (
     Unprocessable,
 )
 from bot.github_transport import Patience
+from bot.permissions import READ
 
 API = "https://api.github.com"
 START = 1_800_000_000.0
@@ -430,7 +431,7 @@ async def test_identity_is_asked_once(hub, github):
     assert first.login == "my-agent[bot]"
     assert first.email == "777+my-agent[bot]@users.noreply.github.com"
     assert (app.call_count, user.call_count) == (1, 1)
-    assert hub.minted == [("/app/installations/7/access_tokens", {})]
+    assert hub.minted == [("/app/installations/7/access_tokens", {"permissions": dict(READ)})]
 
 
 async def test_identity_before_the_first_installation(hub, github):
