@@ -28,7 +28,7 @@ KNOWN = {"story", "runner", "settings", "llm", "needs", "when", "then"}
 KNOWN_THEN = {
     "job", "jobs", "fence", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
     "comment", "no comment", "check", "checks", "reactions", "tokens", "cost", "llm requests",
-    "llm saw", "llm never saw", "large files", "threads", "resolved", "review", "approvals", "pull comment",
+    "llm saw", "llm never saw", "large files", "threads", "resolved", "review", "approvals", "pull comment", "merged",
 }  # fmt: skip
 
 
@@ -185,10 +185,9 @@ class Teller:
                 await asyncio.sleep(0.05)
 
     def _checks(self) -> dict[str, str]:
-        """The check runs on the head of the pull request: name -> conclusion, or how far it is."""
-        sha = next(
-            pull["head"]["sha"] for pull in self.box.github.pulls(REPO) if pull["number"] == self.number
-        )
+        """The check runs on the head of the pull request (of an issue: the first one): name -> how it is, or ended."""
+        pulls = self.box.github.pulls(REPO)
+        sha = next((pull for pull in pulls if pull["number"] == self.number), pulls[0])["head"]["sha"]
         return {
             run["name"]: run["conclusion"] or run["status"] for run in self.box.github.check_runs(REPO, sha)
         }
@@ -301,6 +300,9 @@ class Teller:
             first = "\n\n".join(one["body"] for one in github.comments(REPO, github.pulls(REPO)[0]["number"]))
             for part in _list(then["pull comment"]):
                 assert part in first
+        if "merged" in then:
+            (issue,) = (one for one in github.world.repository(*REPO.split("/")).issues.values() if one.pull)
+            assert (issue.pull.merged_at is not None) == then["merged"]
         if "reactions" in then:
             found = [content for _, content in github.reactions(REPO, self.number)]
             assert sorted(found) == sorted(then["reactions"])
