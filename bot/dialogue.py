@@ -167,15 +167,12 @@ class Dialogue:
         text = render("comments/logs.md.j2", job=jobs[0] if jobs else None)
         await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 
-    async def where_to_click(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> None:
-        """Say where one approves: a comment never does."""
-        if not await self._conductor.allowed(repo, number, trigger):
-            return
-        text = (
-            "A comment approves nothing. Open the pull request, then **Files changed**, **Review changes**, and choose "
-            "**Approve** or **Request changes**."
-        )
-        await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+    async def where_to_click(
+        self, repo: Repo, number: int, trigger: Trigger, text: str, *, ordinal: int = 0
+    ) -> None:
+        """Say (``text``) where one approves: a comment never does."""
+        if await self._conductor.allowed(repo, number, trigger):
+            await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 
     async def fix(self, request: Request, *, ordinal: int = 0, is_open: bool = True) -> Job | None:
         """Start a job that makes the failed checks of a pull request pass; its agent is given what they said.

@@ -97,7 +97,8 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
     elif command.name == "logs":
         await bot.dialogue.logs(repo, number, trigger, ordinal=ordinal)
     elif command.name == "decide":
-        await bot.dialogue.where_to_click(repo, number, trigger, ordinal=ordinal)
+        text = await bot.desk.explain(repo, number)
+        await bot.dialogue.where_to_click(repo, number, trigger, text, ordinal=ordinal)
     elif command.name == "status":
         await bot.conductor.status(repo, number, trigger, ordinal=ordinal)
     else:
