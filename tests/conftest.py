@@ -155,7 +155,7 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for parent in (folder, *folder.parents):
             if parent == Path(parent.anchor):
                 break
-            if parent.stat().st_uid == os.getuid() and "pytest" in parent.name:
+            if parent.stat().st_uid == os.getuid() and "pytest" in str(parent):  # also popen-gw0 below it
                 parent.chmod(parent.stat().st_mode | 0o055)
         shutil.chown(folder, "postgres", "postgres")
     data = folder / "d"
