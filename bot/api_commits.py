@@ -64,6 +64,15 @@ class ApiCommits:
             )
         return str(made["sha"])
 
+    async def is_it(self, repo: Repo, sha: str, *, tree: str, message: str) -> bool:
+        """Whether a commit at GitHub is what :meth:`commit` makes of ``tree`` and ``message``."""
+        client = self._github.repository(repo, CHANGE)
+        try:
+            found = await client.getitem(_url(repo, "/git/commits/{sha}", sha=sha))
+        except NotFound:
+            return False
+        return bool(found["tree"]["sha"] == tree and found["message"].strip() == message.strip())
+
     async def branch(self, repo: Repo, branch: str) -> str | None:
         """Where the branch is; None when it does not exist."""
         client = self._github.repository(repo, CHANGE)

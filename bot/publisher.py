@@ -296,16 +296,22 @@ class Publisher:
         # we may have been here before a crash or an unclear answer; another try would make another commit
         stored = await self._store.job(job.id)
         noted = getattr(stored, column) if stored else None
-        if noted and noted != getattr(job, column) and await commits.branch(job.repo, branch) == noted:
+        identity = await self._github.identity()
+        message = quarantine.with_co_author(message, self._asker(job, identity))
+        # the one that is noted may also be an earlier one, which this one comes after
+        if (
+            noted
+            and await commits.branch(job.repo, branch) == noted
+            and await commits.is_it(job.repo, noted, tree=tree, message=message)
+        ):
             return job.evolve(**{column: noted})
         await self._store.check_fence(job.id, attempt.fence)
-        identity = await self._github.identity()
         sha = await commits.commit(
             job.repo,
             repository,
             base_sha=_parent(job),
             tree=tree,
-            message=quarantine.with_co_author(message, self._asker(job, identity)),
+            message=message,
         )
         await self._store.note(job.id, fence=attempt.fence, summary=job.summary, **{column: sha})
         expected = _expected(job)
