@@ -24,7 +24,17 @@ from bot.config import Settings
 from bot.errors import ConductorError, ConfigurationError
 from bot.facts import FactFinder
 from bot.ledger import Ledger, today
-from bot.model import Actor, Job, JobState, Repo, Request, TargetKind, Trigger, job_id_for
+from bot.model import (
+    Actor,
+    ApprovalState,
+    Job,
+    JobState,
+    Repo,
+    Request,
+    TargetKind,
+    Trigger,
+    job_id_for,
+)
 from bot.outsiders import task_text
 from bot.policy import (
     PERSON,
@@ -148,24 +158,26 @@ class Conductor:
     async def cancel(
         self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0, silent: bool = False
     ) -> None:
-        """Stop every job of this issue or pull request that is not final.
+        """Stop every job of this issue or pull request that is not final, and withdraw what people are asked there.
 
         ``silent``: it need not be meant for us (a label, a closed issue), so say nothing when nothing is there.
         """
-        jobs = [job for job in await self.store.jobs_on(repo.id, number) if not job.state.final]
-        if (silent and not jobs) or not await self.allowed(repo, number, trigger):
+        here = await self.store.jobs_on(repo.id, number)
+        jobs = [job for job in here if not job.state.final]
+        asked = [one for job in here if (one := await self._approvals.pending_of(job.id)) is not None]
+        if (silent and not jobs and not asked) or not await self.allowed(repo, number, trigger):
             return
+        for approval in asked:
+            why = f"{trigger.actor.login} cancelled it"
+            await self._approvals.end(approval, ApprovalState.withdrawn, why=why)
         for job in jobs:
             await self.stop_job(job, by=trigger.actor.login, trigger=trigger)
-        if jobs:
+        if jobs or silent:
             return  # each job's own comment says that it was cancelled
-        await self.reporter.reply(
-            repo,
-            number,
-            trigger,
-            "Nothing waits or runs here, so there is nothing to cancel.",
-            ordinal=ordinal,
-        )
+        text = "Nothing waits or runs here, so there is nothing to cancel."
+        if asked:
+            text = "What people were asked here is withdrawn: nobody need decide about it any more."
+        await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 
     async def cancel_job(self, job: Job, trigger: Trigger) -> None:
         """Stop one job; its own comment tells that. Nothing happens when it has ended already."""

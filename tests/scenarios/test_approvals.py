@@ -101,3 +101,24 @@ async def test_who_closes_the_pull_request_ends_the_question(tmp_path: Path) -> 
         await octocat.review(REPO, number, "APPROVE", STEPS)
         await box.dealt_with()
         assert len(await box.store.recent_jobs()) == 1
+
+
+async def test_cancelling_withdraws_what_was_asked(tmp_path: Path) -> None:
+    async with world(tmp_path) as box:
+        number = await planned(box)
+        maria = box.github.as_user("maria")
+        await maria.comment(REPO, number, "/agent cancel")
+        await box.dealt_with()
+        assert [str(one.state) for one in await approvals(box)] == ["withdrawn"]
+        assert any("is withdrawn" in one["body"] for one in box.github.comments(REPO, number))
+        await box.github.as_user("octocat").review(REPO, number, "APPROVE", STEPS)
+        await box.dealt_with()
+        assert len(await box.store.recent_jobs()) == 1
+
+
+async def test_a_reader_cancels_nothing_that_was_asked(tmp_path: Path) -> None:
+    async with world(tmp_path) as box:
+        number = await planned(box)
+        await box.github.as_user("rita").comment(REPO, number, "/agent cancel")
+        await box.dealt_with()
+        assert [str(one.state) for one in await approvals(box)] == ["pending"]
