@@ -304,13 +304,22 @@ class Conversation:
         await self._comment_once(job.repo, job.number, mark, body)
 
     async def _comment_once(self, repo: Repo, number: int, mark: str, body: str) -> None:
-        me = (await self._github.identity()).user_id
-        client = self._client(repo)
+        if await self._our_comment(repo, number, mark):
+            return
         url = self._path(repo, "/issues/{number}/comments", number=number)
-        async for one in client.getiter(url):
+        try:
+            await self._client(repo).post(url, data={"body": body})
+        except OutcomeUnknown:
+            if not await self._our_comment(repo, number, mark):
+                raise
+
+    async def _our_comment(self, repo: Repo, number: int, mark: str) -> bool:
+        me = (await self._github.identity()).user_id
+        url = self._path(repo, "/issues/{number}/comments", number=number)
+        async for one in self._client(repo).getiter(url):
             if (one.get("user") or {}).get("id") == me and mark in (one.get("body") or ""):
-                return
-        await client.post(url, data={"body": body})
+                return True
+        return False
 
     def _client(self, repo: Repo) -> GitHubClient:
         return self._github.repository(repo, SPEAK)

@@ -438,3 +438,16 @@ async def test_an_answer_is_one_comment(place: Place) -> None:
     assert "Because." in comment["body"]
     assert SECRET not in comment["body"]
     assert "@maria" not in comment["body"]
+
+
+@pytest.mark.parametrize("fault", [{"drop": "after"}, {"status": 502}])
+async def test_an_answer_is_one_comment_whatever_becomes_of_the_request(
+    place: Place, fault: dict[str, Any]
+) -> None:
+    place.sandbox.faults.add(Fault(method="POST", path=r"/comments$", **fault))
+    job = place.job(kind=JobKind.ask, summary="Because.")
+    if "status" in fault:
+        with pytest.raises(GitHubUnavailable):
+            await place.conversation.answer(job)
+    await place.conversation.answer(job)
+    assert len(await place.comments()) == 1
