@@ -16,7 +16,8 @@ from bot.audit import CONDUCTOR
 from bot.audit_chain import AuditKind
 from bot.conductor import Conductor
 from bot.errors import ConductorError
-from bot.github import GitHub
+from bot.github import GitHub, path
+from bot.github_errors import NotFound
 from bot.installation_store import Installation, InstallationStore
 from bot.model import Actor, Repo, Trigger
 from bot.repository_setup import RepositorySetup
@@ -142,7 +143,6 @@ class Installs:
         now = self._monotonic()
         if self._looked_at is not None and now - self._looked_at < INTERVAL:
             return
-        self._looked_at = now
         present: set[int] = set()
         async for found in self._github.app_client.getiter("/app/installations"):
             account = found.get("account") or {}
@@ -157,22 +157,32 @@ class Installs:
             known = await self._states.get(installation.id)
             if known == installation:
                 continue
-            await self._states.put(installation)
             if installation.suspended and not (known and known.suspended):
                 await self._gone(installation, "suspend", "the App is suspended")
             elif known is None or known.permissions != installation.permissions:
                 _say_missing(installation)
+            await self._states.put(installation)  # last: what a crash cut off is done again
         for known in await self._states.all():
-            if known.id not in present and not known.removed:
-                await self._states.put(dataclasses.replace(known, removed=True))
-                await self._gone(known, "deleted", "the App was removed")
-                await self._states.tell_nobody(known.id)
+            if known.id in present or known.removed or await self._is_there(known.id):
+                continue
+            await self._gone(known, "deleted", "the App was removed")
+            await self._states.tell_nobody(known.id)
+            await self._states.put(dataclasses.replace(known, removed=True))
+        self._looked_at = now  # only now: what failed is done again in the next round
 
     async def forget_removed(self) -> None:
         """Take the ends of jobs as told that ran when the App was removed: nobody can be told any more."""
         for known in await self._states.all():
             if known.removed and (count := await self._states.tell_nobody(known.id)):
                 log.info("nobody to tell", installation=known.id, account=known.account, jobs=count)
+
+    async def _is_there(self, installation_id: int) -> bool:
+        """Whether an installation that was not in the list has come since the list was read."""
+        try:
+            await self._github.app_client.getitem(path("/app/installations/{id}", id=installation_id))
+        except NotFound:
+            return False
+        return True
 
     async def _gone(self, installation: Installation, event: str, why: str) -> None:
         """What an event would have told, had it come."""

@@ -16,7 +16,7 @@ from bot.embedded_redis import EmbeddedRedis
 from bot.errors import GitHubUnavailable
 from bot.github import GitHub
 from bot.github_transport import Patience
-from bot.installation_store import InstallationStore
+from bot.installation_store import Installation, InstallationStore
 from bot.installs import INTERVAL, Installs
 from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
 from bot.redact import Redactor
@@ -176,3 +176,41 @@ async def test_it_looks_once_an_hour(box: Box) -> None:
     box.github.faults.add(Fault(path="/app/installations", drop="before", times=None))
     with pytest.raises(GitHubUnavailable):
         await box.look()
+
+
+class Meanwhile(InstallationStore):
+    """A database in which another server writes down an installation after this one has read GitHub's list."""
+
+    box: Box
+
+    async def all(self) -> list[Installation]:
+        if len(self.box.github.world.installations) == 1:
+            number = self.box.github.as_user("octocat").install_app("octocat")
+            await self.put(Installation(id=number, account="octocat", permissions={}))
+        return await super().all()
+
+
+async def test_one_that_came_while_the_list_was_read_is_not_taken_for_removed(box: Box) -> None:
+    states = Meanwhile(box.conductor.store.engine)
+    states.box = box
+    async with GitHub.from_settings(box.conductor.settings) as github:
+        setup = RepositorySetup(github, box.conductor.store, agents=("shell",))
+        installs = Installs(
+            conductor=box.conductor,
+            github=github,
+            states=states,
+            setup=setup,
+            create_labels=False,
+            welcome_issue=False,
+        )
+        await installs.look()
+    assert {one.account: one.removed for one in await box.states.all()} == {"acme": False, "octocat": False}
+
+
+async def test_a_look_that_failed_is_repeated_at_once(box: Box) -> None:
+    box.github.faults.add(Fault(path=r"/app/installations$", drop="before"))
+    with pytest.raises(GitHubUnavailable):
+        await box.installs.look()
+    assert await box.states.all() == []
+    await box.installs.look()
+    assert len(await box.states.all()) == 1
