@@ -48,6 +48,7 @@ from bot.policy import (
     choose,
     decide,
     kind_for,
+    may_go_on,
     once,
     throttle,
 )
@@ -121,7 +122,7 @@ class Conductor:
             if not decision.allowed:
                 await self._refuse(request.repo, request.number, request.trigger, decision)
                 return None
-            if request.retry_of is None:  # what a retry brings along was looked at then
+            if not request.judged:
                 text = task_text(request, facts)
                 left_out = (*request.left_out, *text.left_out)
                 request = dataclasses.replace(request, title=text.title, body=text.body, left_out=left_out)
@@ -269,6 +270,7 @@ class Conductor:
                 kind=last.kind,
                 approval_id=last.approval_id,
                 left_out=tuple(last.left_out),
+                judged=True,
             ),
             ordinal=ordinal,
         )
@@ -284,7 +286,7 @@ class Conductor:
         budget: float | None = None,
     ) -> Job | None:
         """Answer the question that a paused job asks; or go on from where the last job stopped, as a new job."""
-        if not await self.allowed(repo, number, trigger):
+        if not await self.allowed(repo, number, trigger, more=True):
             return None
         if await self.store.answered(f"{trigger.delivery_id}/{ordinal}"):
             return None  # the same event again; meanwhile the job may ask something else, or have ended
@@ -400,9 +402,15 @@ class Conductor:
         """The id of the job that this trigger starts."""
         return job_id_for(trigger.delivery_id, ordinal)
 
-    async def allowed(self, repo: Repo, number: int, trigger: Trigger) -> bool:
-        """Whether whoever caused this may command us; if not, they are told."""
-        decision = authorize(await self._facts.who(repo, trigger.actor))
+    async def allowed(self, repo: Repo, number: int, trigger: Trigger, *, more: bool = False) -> bool:
+        """Whether whoever caused this may command us; if not, they are told.
+
+        ``more``: it lets an agent do more work, as asking for a job does.
+        """
+        if more:
+            decision = may_go_on(await self._facts.asker(repo, trigger.actor))
+        else:
+            decision = authorize(await self._facts.who(repo, trigger.actor))
         if not decision.allowed:
             await self._refuse(repo, number, trigger, decision)
         return decision.allowed

@@ -139,7 +139,7 @@ class Dialogue:
 
     async def tell(self, repo: Repo, number: int, trigger: Trigger, words: str, *, ordinal: int = 0) -> None:
         """Give ``words`` to the agent that works here: it reads them when its turn is over."""
-        if not await self._conductor.allowed(repo, number, trigger):
+        if not await self._conductor.allowed(repo, number, trigger, more=True):
             return
         event = f"{trigger.delivery_id}/{ordinal}"
         jobs = await self._store.jobs_on(repo.id, number)
@@ -255,6 +255,8 @@ class Dialogue:
             budget=job.budget,
             kind=kind,
             approval_id=None if kind is JobKind.plan else approval.id,
+            left_out=tuple(job.left_out),
+            judged=True,
         )
 
     async def _answer(self, approval: Approval, job: Job, by: Actor, verb: str, words: str) -> None:

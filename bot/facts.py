@@ -76,6 +76,15 @@ class FactFinder:
             await self.people.standing(repo, actor),
         )
 
+    async def asker(self, repo: Repo, actor: Actor) -> Facts:
+        """The facts for words that let an agent go on: as for a new job, without what that would be about."""
+        facts = await self.who(repo, actor)
+        if not at_least(facts.permission, "write"):
+            return facts
+        config, problem = await self._config(repo)
+        facts = dataclasses.replace(facts, config=config, config_problem=problem)
+        return await self._about_people(repo, None, facts)
+
     async def about(self, request: Request, *, is_open: bool) -> Facts:
         """The facts for a request to start work."""
         repo, number = request.repo, request.number

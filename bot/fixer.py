@@ -183,7 +183,8 @@ class Fixer:
                 agent=pushed.agent,
                 model=pushed.model,
                 kind=JobKind.fix,
-                left_out=tuple(checks.unread),
+                left_out=(*pushed.left_out, *checks.unread),
+                judged=True,
             )
         )
         await self._heads.close(head, "a job is at it" if job is not None else "the job was refused")

@@ -173,6 +173,7 @@ class Request:
     approval_id: str | None = None  # the approved plan that is to be carried out
     head_sha: str | None = None  # of the pull request when it was asked for, where the event tells
     asked_at: datetime | None = None  # by GitHub's clock, where the event tells
+    judged: bool = False  # title and body are another job's: whose words may be read was decided then
 
     def evolve(self, **changes: Any) -> Request:
         """A copy with ``changes``."""

@@ -181,6 +181,23 @@ def authorize(facts: Facts) -> Decision:
     return Decision(root=all_of("may command", [reason]))
 
 
+def may_go_on(facts: Facts) -> Decision:
+    """May this actor let an agent that is there do more: answer it, or tell it something?"""
+    access = authorize(facts)
+    if not access.allowed:
+        return access
+    reasons = [
+        *access.root.because,
+        may_ask(facts),
+        Reason(
+            question="is the repository's configuration usable",
+            ok=not facts.config_problem,
+            said=facts.config_problem,
+        ),
+    ]
+    return Decision(root=all_of("may let it go on", reasons))
+
+
 def may_ask(facts: Facts) -> Reason:
     """Is the asker one of those whom the repository lets start jobs?"""
     rule = facts.config.who.may_ask

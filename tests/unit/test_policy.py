@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 
 from bot.model import Actor, JobKind, Repo, Request, TargetKind, Trigger
-from bot.policy import Facts, Limits, Load, Rules, authorize, choose, decide, kind_for, plan_first, throttle
+from bot.policy import (
+    Facts,
+    Limits,
+    Load,
+    Rules,
+    authorize,
+    choose,
+    decide,
+    kind_for,
+    may_go_on,
+    plan_first,
+    throttle,
+)
 from bot.repo_config import RepoConfig, parse
 
 RULES = Rules(
@@ -204,6 +216,22 @@ def test_when_a_plan_comes_first(
     config: str, changes: dict[str, object], kind: JobKind, needed: bool
 ) -> None:
     assert plan_first(facts(config=parse(config), **changes), kind).ok is needed
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"permission": "read"}, "write access"),
+        ({"suspended": True}, "suspended"),
+        ({"config": parse("who: {may_ask: {users: [joe]}}")}, "Only `joe` may do that"),
+        ({"config_problem": "line 3, column 1: no"}, "line 3, column 1"),
+        ({}, None),
+    ],
+)
+def test_who_may_let_an_agent_go_on(changes: dict[str, object], says: str | None) -> None:
+    decision = may_go_on(facts(**changes))
+    assert decision.allowed is (says is None)
+    assert says is None or [says in sentence for sentence in decision.refusals] == [True]
 
 
 @pytest.mark.parametrize(
