@@ -21,6 +21,7 @@ from sqlalchemy import ColumnElement, Row, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from bot import __version__
 from bot.audit_chain import (
     HEAD_GONE,
     LARGEST,
@@ -32,6 +33,8 @@ from bot.audit_chain import (
     Verifier,
     canonical,
 )
+from bot.config import Settings
+from bot.database import redacted_url
 from bot.errors import InfrastructureError
 from bot.github_auth import InstallationToken, Scope
 from bot.model import Actor, Job, Repo
@@ -140,6 +143,23 @@ class Audit:
         # whoever keeps the logs elsewhere can prove with them that the trail was not written anew
         log.info("audit", kind=str(kind), link=str(entry.link))
         return entry
+
+    async def started(self, process: str, settings: Settings) -> None:
+        """A process of ours begins, with everything that its operator set; passwords and keys are left out."""
+        set_ = settings.model_dump(mode="json", include=settings.model_fields_set)
+        for name in ("database_url", "redis_url"):
+            if set_.get(name):
+                set_[name] = redacted_url(set_[name])
+        await self.record(
+            AuditKind.process_started,
+            actor=operator(),
+            details={
+                "process": process,
+                "version": __version__,
+                "host": settings.host_name,
+                "settings": dict(sorted(set_.items())),
+            },
+        )
 
     async def accepted(self, job: Job, because: Reason | None, connection: AsyncConnection) -> None:
         """A new job, in the transaction that saves it."""

@@ -44,7 +44,7 @@ class AuditKind(enum.StrEnum):
     pull_opened = "pull.opened"
     held_back = "held_back"  # changes that only people may make
     merge = "merge"
-    config_problem = "config.problem"
+    process_started = "process.started"  # with what its operator set
     installation = "installation"  # installed, suspended, removed, repositories or permissions changed
 
 

@@ -119,6 +119,7 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
                 asyncio.create_task(housekeeping.run(), name="housekeeping"),
                 asyncio.create_task(catching_up.run(), name="catching up"),
             ]
+            await conductor.audit.started("server", settings)
             log.info(
                 "serving",
                 address=address,

@@ -163,6 +163,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                 asyncio.create_task(janitor.run(), name="janitor"),
             ]
             queue.start()
+            await audit.started("worker", settings)
             log.info("working", host=settings.host_name, slots=settings.slots, version=__version__)
             try:
                 yield supervisor

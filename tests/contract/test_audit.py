@@ -8,6 +8,7 @@ import os
 import pwd
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bot.audit import CONDUCTOR, MAX_JSON, Audit, AuditUnavailable, Wanted, moment, operator
 from bot.audit_chain import GENESIS, AuditKind, Entry, Link, Unreadable, Verifier
+from bot.config import fixed_settings
 from bot.database import create_engine
 from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
 from bot.policy import Decision
@@ -164,6 +166,24 @@ def test_the_operator_is_who_the_system_says(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("USER", "somebody-else")
     monkeypatch.setenv("LOGNAME", "somebody-else")
     assert operator() == f"operator:{pwd.getpwuid(os.getuid()).pw_name}"
+
+
+async def test_who_starts_a_process_is_written_down_with_the_settings(trail: Audit, tmp_path: Path) -> None:
+    settings = fixed_settings(
+        data_dir=tmp_path,
+        job_timeout=60,
+        webhook_secret="canary-of-the-webhook",
+        redis_url="redis://:canary-of-redis@localhost:6379/0",
+        database_url="postgresql+asyncpg://conductor:canary-of-sql@localhost/conductor",
+        providers={"own": {"kind": "openai", "url": "https://llm.test/v1", "keys": ["canary-of-the-llm"]}},
+    )
+    await trail.started("server", settings)
+    (entry,) = await entries(trail)
+    assert (entry.kind, entry.actor, entry.details["process"]) == ("process.started", operator(), "server")
+    told = entry.details["settings"]
+    assert (told["job_timeout"], told["redis_url"][-17:]) == (60, "@localhost:6379/0")
+    assert "limit_user" not in told, "only what was set"
+    assert "canary" not in str(entry)
 
 
 # --- many at once

@@ -239,6 +239,6 @@ def test_what_gives_power_is_never_done_unrecorded() -> None:
         "push.failed",
         "pull.opened",
         "held_back",
-        "config.problem",
+        "process.started",
         "installation",
     }
