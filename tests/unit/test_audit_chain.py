@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,3 +244,14 @@ def test_what_gives_power_is_never_done_unrecorded() -> None:
         "process.started",
         "installation",
     }
+
+
+def test_the_manual_tells_of_every_kind_what_happens_when_it_cannot_be_written() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    before, after = (
+        set(re.findall(r"`([a-z_.]+)`", line.split(" | ")[0]))
+        for line in text.splitlines()
+        if line.startswith(("| `job.accepted`", "| `job.refused`"))
+    )
+    assert before == {str(kind) for kind in MUST}
+    assert after == {str(kind) for kind in AuditKind} - before
