@@ -50,6 +50,7 @@ def test_gemini_is_started_headless_and_tamed() -> None:
         "GEMINI_CLI_NO_RELAUNCH": "true",
         "GEMINI_SANDBOX": "false",
         "GEMINI_TELEMETRY_ENABLED": "false",
+        "AGENT_TOOLS_TOKEN": "attempt-token",
     }
     settings = json.loads(made.files[".gemini/settings.json"])
     assert settings["general"]["maxAttempts"] == 3
@@ -69,6 +70,7 @@ def test_qwen_is_started_headless_and_tamed() -> None:
         "OPENAI_API_KEY": "attempt-token",
         "QWEN_CODE_NO_RELAUNCH": "true",
         "QWEN_SANDBOX": "false",
+        "AGENT_TOOLS_TOKEN": "attempt-token",
     }
     settings = json.loads(made.files[".qwen/settings.json"])
     assert settings["model"]["generationConfig"] == {"maxRetries": 0}
