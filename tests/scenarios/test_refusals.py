@@ -67,6 +67,7 @@ async def box(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     async with world(tmp_path_factory.mktemp("refusals")) as found:
         await found.stop_worker()
         add(found, "mona", "User", "maintain")
+        add(found, "ada", "User", "write")
         add(found, "sven", "User", "write")
         found.github.world.users["sven"].suspended_at = datetime.now(UTC)
         add(found, "olga", "User", "none")
@@ -119,6 +120,7 @@ class Trigger:
     setting: Setting
     act: Act
     effect: str  # "job": one more job; "cancelled": the job is; "said": only an answer
+    talk: bool = False  # people say such things to each other as well: nobody is told that it starts nothing
 
 
 # --- where
@@ -178,6 +180,19 @@ async def on_ended_check(box: World) -> Cell:
     return await checked(await on_pull(box), ended=True)
 
 
+async def on_the_bots_pull(box: World) -> Cell:
+    """A pull request that a job of the bot belongs to; its author may not ask for changes of it."""
+    ada, branch = box.github.as_user("ada"), f"topic-{next(_numbers)}"
+    await ada.push_commit(REPO, branch, {f"{branch}.txt": "one\ntwo\n"})
+    cell = Cell(box, int((await ada.open_pull(REPO, branch, "A change"))["number"]))
+    await queued(cell)
+    assert cell.job is not None
+    await box.github.as_user("octocat").comment(REPO, cell.number, "/agent cancel")
+    await box.dealt_with()
+    await box.store.note(cell.job.id, pull_number=cell.number)
+    return cell
+
+
 async def on_labeled_issue(box: World) -> Cell:
     cell = await on_issue(box)
     await box.github.as_user("octocat").add_label(REPO, cell.number, "agent:shell")
@@ -215,6 +230,10 @@ async def reviews(cell: Cell, who: str) -> None:
     await cell.box.github.as_user(who).review(REPO, cell.number, "COMMENT", COMMAND)
 
 
+async def asks_for_changes(cell: Cell, who: str) -> None:
+    await cell.box.github.as_user(who).review(REPO, cell.number, "REQUEST_CHANGES", "Say it in Czech, too.")
+
+
 async def re_runs(cell: Cell, who: str) -> None:
     await cell.box.github.as_user(who).rerequest_check(REPO, cell.check)
 
@@ -235,6 +254,9 @@ TRIGGERS = {
     "command on pull request": Trigger("issue_comment", "created", on_pull, writes(COMMAND), "job"),
     "inline command": Trigger("pull_request_review_comment", "created", on_pull, writes_inline, "job"),
     "command in a review": Trigger("pull_request_review", "submitted", on_pull, reviews, "job"),
+    "review that asks for changes": Trigger(
+        "pull_request_review", "submitted", on_the_bots_pull, asks_for_changes, "job", talk=True
+    ),
     "cancel by command": Trigger(
         "issue_comment", "created", on_issue_with_a_job, writes("/agent cancel"), "cancelled"
     ),
@@ -332,7 +354,7 @@ async def check_refused(cell: Cell, trigger: Trigger, who: Role) -> None:
     news = cell.said()[said:]
     assert [(job.id, job.state) for job in await cell.jobs()] == [(job.id, job.state) for job in before]
     assert not any(job.cancel_requested_by == who.login for job in await cell.jobs())
-    if who.answer == "silence":
+    if who.answer == "silence" or trigger.talk:
         assert news == []
         return
     (answer,) = news
@@ -341,7 +363,7 @@ async def check_refused(cell: Cell, trigger: Trigger, who: Role) -> None:
     assert ("suspended" if who.login == "sven" else "write access") in answer
 
 
-@pytest.mark.parametrize("name", list(TRIGGERS))
+@pytest.mark.parametrize("name", [name for name, trigger in TRIGGERS.items() if not trigger.talk])
 async def test_a_refusal_is_said_once(box: World, name: str) -> None:
     """The same person, the same thing, again and again, in other deliveries."""
     trigger = TRIGGERS[name]
