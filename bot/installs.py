@@ -20,17 +20,16 @@ from bot.github import GitHub, path
 from bot.github_errors import NotFound
 from bot.installation_store import Installation, InstallationStore
 from bot.model import Actor, Repo, Trigger
+from bot.permissions import CHANGE, READ, SPEAK
 from bot.repository_setup import RepositorySetup
 
 log = structlog.get_logger(__name__)
 
-#: What the bot cannot work without, as in app.yml (a test holds them together).
-NEEDED: Mapping[str, str] = {
-    "contents": "write",
-    "issues": "write",
-    "pull_requests": "write",
-    "checks": "write",
-}
+#: What the App asks for, as in app.yml (a test holds them together). "metadata" comes with all others; "merge_queues"
+#: is for an event that no token is needed for.
+NEEDED: Mapping[str, str] = {**READ, **SPEAK, **CHANGE, "merge_queues": "read"}
+#: What only organizations have and can grant.
+_OF_ORGANIZATIONS = frozenset({"members"})
 #: Repositories that are set up when they all come at once; creating things is what GitHub limits most.
 MAX_SET_UP = 30
 #: Seconds between two looks at GitHub's list.
@@ -242,17 +241,20 @@ class Installs:
         )
 
 
-def missing_permissions(granted: Mapping[str, str]) -> dict[str, str]:
-    """What the bot needs and was not granted."""
+def missing_permissions(installation: Installation) -> dict[str, str]:
+    """What the App asks for and an account has not granted: it has to accept what came later."""
+    granted = installation.permissions
+    organization = installation.account_type == "Organization"
     return {
         name: level
         for name, level in NEEDED.items()
         if _LEVELS.get(granted.get(name, ""), 0) < _LEVELS[level]
+        and (organization or name not in _OF_ORGANIZATIONS)
     }
 
 
 def _say_missing(installation: Installation) -> None:
-    if missing := missing_permissions(installation.permissions):
+    if missing := missing_permissions(installation):
         log.warning(
             "the App lacks permissions",
             account=installation.account,

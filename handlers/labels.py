@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from bot.events import Event
 from bot.model import Request, Trigger
+from bot.repository_setup import LABEL
 from bot.routing import Router
 from handlers.context import Bot
 
 router: Router[Bot] = Router()
-
-LABEL = "agent"
 
 
 def agent_in(label: str | None) -> tuple[bool, str | None]:

@@ -197,9 +197,9 @@ def test_the_manifest_asks_for_the_events_that_handlers_want() -> None:
     assert set(manifest["default_events"]) == set(router.wanted) - IMPLICIT
 
 
-def test_the_bot_knows_which_permissions_it_cannot_do_without() -> None:
+def test_the_bot_knows_which_permissions_it_asks_for() -> None:
     manifest = yaml.safe_load((ROOT / "app.yml").read_text())
-    assert NEEDED.items() <= manifest["default_permissions"].items()
+    assert manifest["default_permissions"] == {**NEEDED, "metadata": "read"}
 
 
 def test_the_manifest_asks_for_no_more_than_is_used() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bot.events import NotForUs, parse_event
+from bot.installation_store import Installation
 from bot.installs import NEEDED, missing_permissions
 
 EXAMPLES = Path(__file__).parents[1] / "payloads" / "webhooks-examples.json.gz"
@@ -85,8 +87,17 @@ def test_what_lacks_the_essentials_is_not_for_us(missing: str) -> None:
         parse_event("d", "installation", payload)
 
 
+def missing(granted: Mapping[str, str], account_type: str = "Organization") -> dict[str, str]:
+    return missing_permissions(
+        Installation(id=1, account="acme", account_type=account_type, permissions=granted)
+    )
+
+
 def test_missing_permissions() -> None:
-    assert missing_permissions(NEEDED) == {}
-    assert missing_permissions({**NEEDED, "checks": "read"}) == {"checks": "write"}
-    assert missing_permissions({}) == NEEDED
-    assert missing_permissions({**NEEDED, "contents": "admin"}) == {}
+    assert missing(NEEDED) == {}
+    assert missing({**NEEDED, "checks": "read"}) == {"checks": "write"}
+    assert missing({}) == NEEDED
+    assert missing({**NEEDED, "contents": "admin"}) == {}
+    without_members = {name: level for name, level in NEEDED.items() if name != "members"}
+    assert missing(without_members) == {"members": "read"}
+    assert missing(without_members, "User") == {}  # a person has no members
