@@ -47,8 +47,8 @@ _IN_VAIN = frozenset({JobState.cancelled, JobState.failed, JobState.timed_out, J
 _MATTERS = frozenset({ApprovalState.approved, ApprovalState.refused, ApprovalState.expired})
 #: Younger than this, whoever made the change is still at telling it.
 SETTLING = timedelta(seconds=30)
-#: Events whose actor gave feedback and did not ask for the work.
-_FEEDBACK = "pull_request_review."
+#: The event whose actor gave feedback on the work, and did not ask for it. A command in a review has another one.
+FEEDBACK = "pull_request_review.submitted"
 
 
 class ApprovalVoid(ConductorError):
@@ -538,7 +538,7 @@ def requested(rule: People, repo: Repo, without: set[str]) -> tuple[list[str], l
 
 def askers_of(jobs: list[Job]) -> frozenset[int]:
     """Who asked for the work of ``jobs``: not those whose review was feedback on it."""
-    return frozenset(job.trigger.actor.id for job in jobs if not job.trigger.event.startswith(_FEEDBACK))
+    return frozenset(job.trigger.actor.id for job in jobs if job.trigger.event != FEEDBACK)
 
 
 def _unused(approval: Approval) -> bool:

@@ -1,0 +1,56 @@
+"""Who asked for the work, and therefore cannot approve it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from bot.approval_desk import askers_of
+from bot.dialogue import DECISION_EVENT, REVIEW_EVENT
+from bot.fixer import EVENT as FIX_EVENT
+from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from handlers.commands import COMMAND_IN_REVIEW
+
+
+def job(event: str, who: int) -> Job:
+    return Job(
+        id=f"j{who}",
+        repo=Repo(owner="acme", name="hello", id=1, installation_id=2),
+        number=7,
+        target=TargetKind.pull_request,
+        trigger=Trigger(delivery_id="d", event=event, actor=Actor(login=f"u{who}", id=who, type="User")),
+        agent="shell",
+        model=None,
+        instructions="",
+        title="",
+        body="",
+        timeout=60,
+        state=JobState.succeeded,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        "issues.labeled",
+        "issue_comment.created",
+        "pull_request_review_comment.created",
+        "check_run.requested_action",
+        "check_run.rerequested",
+        DECISION_EVENT,
+        FIX_EVENT,
+        COMMAND_IN_REVIEW,  # a command is one, wherever it stands
+    ],
+)
+def test_who_commands_asks(event: str) -> None:
+    assert askers_of([job(event, 4)]) == {4}
+
+
+def test_who_reviews_does_not_ask_but_who_did_before_still_did() -> None:
+    assert askers_of([job("issues.labeled", 4), job(REVIEW_EVENT, 5)]) == {4}
+    assert askers_of([job("issues.labeled", 4), job(REVIEW_EVENT, 5), job("issue_comment.created", 5)]) == {
+        4,
+        5,
+    }
