@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -262,14 +262,18 @@ class ApprovalDesk:
         """Expire, remind, tell what nobody was told. Safe to do from any number of servers."""
         now = datetime.now(UTC)
         for approval in await self.approvals.unsettled(now - SETTLING):
-            await self._settle(approval)
+            await self._alone(self._settle(approval), approval)
         for approval in await self.approvals.pending():
-            try:
-                await self._look_after(approval, now)
-            except GitHubUnavailable:
-                raise
-            except GitHubError as error:  # about this one only: the others must not wait for it
-                log.warning("approval not looked after", approval=approval.id, error=str(error))
+            await self._alone(self._look_after(approval, now), approval)
+
+    async def _alone(self, work: Awaitable[None], approval: Approval) -> None:
+        """What fails about one approval must not keep the others waiting; without GitHub none of them gets further."""
+        try:
+            await work
+        except GitHubUnavailable:
+            raise
+        except ConductorError as error:
+            log.warning("approval not looked after", approval=approval.id, error=str(error))
 
     async def _look_after(self, approval: Approval, now: datetime) -> None:
         job = await self._store.job(approval.job_id)

@@ -40,6 +40,7 @@ from bot.model import (
 from bot.redact import Redactor
 from bot.report import Reporter
 from bot.reviews import ReviewFinder
+from bot.sandbox.faults import Fault
 from bot.sandbox.human import Human
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.seed import APP_PERMISSIONS
@@ -432,6 +433,65 @@ async def test_a_review_on_an_older_commit_approves_nothing(place: Place) -> Non
     await place.reviewed("rita", commit_id=place.sha)
     assert (await place.now(asked)).state is ApprovalState.pending
     assert "Reload the page" in place.ours()[1]
+
+
+NO_ACTIVITY = Fault(path="/activity", status=404, message="Not Found", times=None)
+
+
+async def test_where_github_cannot_tell_who_pushed_our_own_commits_are_known(place: Place) -> None:
+    place.sandbox.faults.add(NO_ACTIVITY)
+    asked = await place.ask()
+    await place.reviewed("rita")
+    assert (await place.now(asked)).state is ApprovalState.approved
+
+
+@pytest.mark.parametrize("how", ["as the bot", "as nobody"])
+async def test_where_github_cannot_tell_who_pushed_nobody_approves_what_may_be_anybody_s(
+    place: Place, how: str
+) -> None:
+    place.sandbox.faults.add(NO_ACTIVITY)
+    if how == "as the bot":
+        head = await empty_commit(place.github, place.repo.installation_id, place.sha, "I am the bot")
+    else:
+        who = {"name": "N", "email": "nobody@nowhere.example"}
+        tree = (await place.person("carl").request("GET", f"/repos/{REPO}/git/commits/{place.sha}"))["tree"]
+        data = {"message": "m", "tree": tree["sha"], "parents": [place.sha], "author": who, "committer": who}
+        head = (await place.person("carl").request("POST", f"/repos/{REPO}/git/commits", data))["sha"]
+    await place.person("carl").request("PATCH", f"/repos/{REPO}/git/refs/heads/{BRANCH}", {"sha": head})
+    before = await place.ask()  # about the commit before; the push is noticed when somebody reviews
+    await place.reviewed("carl")
+    asked = await place.pending()
+    assert (asked.sha, (await place.now(before)).state) == (head, "stale")
+    for login in ("carl", "rita"):
+        await place.reviewed(login)
+    assert (await place.now(asked)).state is ApprovalState.pending
+    assert "Nobody knows who made" in place.ours()[-1]
+
+
+async def test_who_somebody_is_must_be_known(place: Place) -> None:
+    asked = await place.ask()
+    place.sandbox.faults.add(Fault(path="collaborators/rita", status=500, times=None))
+    await place.reviewed("rita")
+    assert (await place.now(asked)).state is ApprovalState.pending
+    assert "could not find out" in place.ours()[1]
+    place.sandbox.faults.clear()
+    await place.reviewed("rita")
+    assert (await place.now(asked)).state is ApprovalState.approved
+
+
+async def test_a_question_that_github_did_not_take_is_asked_later(place: Place) -> None:
+    place.sandbox.faults.add(Fault(method="POST", path="/comments", status=502, times=None))
+    asked = await place.ask()
+    assert (place.ours(), asked.settled_at) == ([], None)
+    place.sandbox.faults.clear()
+    async with place.engine.begin() as connection:
+        await connection.execute(
+            update(approvals_table).values(asked_at=datetime.now(UTC) - timedelta(minutes=1))
+        )
+    await place.desk.settle()
+    await place.desk.settle()
+    assert len(place.ours()) == 1
+    assert (await place.now(asked)).settled_at is not None
 
 
 # --- races
