@@ -113,6 +113,9 @@ async def test_28_a_zombie_that_is_about_to_push_does_not(signing: str, late: st
         taken = await lost(box, await box.job(job.number))
         await left(box, job)
         await nothing_changed(box, taken, before)
-        writing = [one for one in box.github.world.tokens.values() if one.repository_ids is not None]
-        # the token for the push, if it was made, is revoked
-        assert [one.permissions for one in writing if one.permissions.get("contents") == "write"] == []
+        writing = [
+            one for one in box.github.world.tokens.values() if one.permissions.get("contents") == "write"
+        ]
+        # the token for the push, if it was made, is revoked; the one for changes through the API is for all of them
+        assert [one.permissions for one in writing if "pull_requests" not in one.permissions] == []
+        assert all(one.repository_ids is not None and len(one.repository_ids) == 1 for one in writing)
