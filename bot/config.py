@@ -145,7 +145,9 @@ class Settings(BaseSettings):
         0, ge=0, description="jobs that may be asked for in a repository in an hour; 0: no limit"
     )
     limit_conversation_hour: int = Field(
-        20, ge=0, description="jobs that may be asked for on an issue and its pull request in an hour; 0: no limit"
+        20,
+        ge=0,
+        description="jobs that may be asked for on an issue and its pull request in an hour; 0: no limit",
     )
     limit_answers_hour: int = Field(
         30, ge=0, description="answers to commands that start nothing, for a person in an hour; 0: no limit"

@@ -63,7 +63,7 @@ class JobKind(enum.StrEnum):
     plan = "plan"  # say how a task would be done; a person approves that first
     review = "review"  # comment on a pull request
     ask = "ask"  # answer a question
-    release = "release"  # push the part of a change that was held back, now that a reviewer approved it; no agent
+    release = "release"  # push what was held back, now that a reviewer approved it; no agent
 
     @property
     def reads_only(self) -> bool:

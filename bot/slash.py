@@ -90,7 +90,9 @@ COMMANDS: Mapping[str, CommandHelp] = {
         CommandHelp(
             name="status", usage="/agent status", description="show the jobs of this issue or pull request"
         ),
-        CommandHelp(name="logs", usage="/agent logs", description="show the last lines of the last job's log"),
+        CommandHelp(
+            name="logs", usage="/agent logs", description="show the last lines of the last job's log"
+        ),
         CommandHelp(name="cancel", usage="/agent cancel", description="stop what waits or runs here"),
         CommandHelp(name="retry", usage="/agent retry", description="do the last job here once more, afresh"),
         CommandHelp(

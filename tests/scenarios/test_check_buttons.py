@@ -13,9 +13,7 @@ from tests.scenarios.world import REPO, World, world
 
 pytestmark = pytest.mark.timeout(280)
 
-WORK = (
-    "/agent run add a line\n```sh\necho two >> feature.txt\ntest -e go || sleep 300\n```"
-)
+WORK = "/agent run add a line\n```sh\necho two >> feature.txt\ntest -e go || sleep 300\n```"
 
 
 async def shown(box: World, job: Job, text: str) -> dict[str, Any]:
