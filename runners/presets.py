@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +80,7 @@ class ImagePresets:
             name = f"conductor-probe-{identity[:12]}-{os.getpid()}"
             with contextlib.suppress(NotFound):  # one that a killed worker left behind
                 api.remove_container(name, force=True, v=True)
+            _remove_old(api)
             config = _host_config(image, api.api_version, int(client.info()["NCPU"]))
             container = api.create_container(
                 image,
@@ -105,6 +107,15 @@ class ImagePresets:
                     api.remove_container(container, force=True, v=True)
         finally:
             client.close()
+
+
+def _remove_old(api: docker.APIClient) -> None:
+    """Remove the probes that workers left behind which were killed while they asked."""
+    oldest = time.time() - 2 * SECONDS
+    for found in api.containers(all=True, filters={"label": LABEL}):
+        if found["Created"] < oldest:
+            with contextlib.suppress(APIError):  # somebody else removes it
+                api.remove_container(found["Id"], force=True, v=True)
 
 
 PROBE = Path(__file__).with_name("presets_probe.py")

@@ -144,7 +144,7 @@ async def test_12_13_a_doubled_key_hides_nothing(tmp_path: Path) -> None:
             '{"tools":[{"type":"web_fetch_20250910"}]}'.encode("utf-16"),
             {"Content-Type": "application/json; charset=utf-16"},
         ),
-        (gzip.compress(b'{"tools":[{"type":"web_fetch_20250910"}]}'), {"Content-Encoding": "gzip"}),
+        (gzip.compress(b'{"tools":[{"type":"web_fetch_20250910"}]}', mtime=0), {"Content-Encoding": "gzip"}),
         (b"tools=web_fetch", {"Content-Type": "application/x-www-form-urlencoded"}),
         (b'--x\r\n\r\n{"tools":[]}\r\n--x--', {"Content-Type": "multipart/form-data; boundary=x"}),
     ],
