@@ -88,5 +88,8 @@ async def test_every_example_payload(
         found = seen.get(f"g{number}")
         if isinstance(found, Event):
             assert found.name == event
-            assert found.repo.full_name == payload["repository"]["full_name"]
+            if "repository" in payload:
+                assert found.repo.full_name == payload["repository"]["full_name"]
+            else:  # about the App itself: of an account, and of many repositories or none
+                assert found.repo.owner == payload["installation"]["account"]["login"]
             assert found.actor.login == payload["sender"]["login"]
