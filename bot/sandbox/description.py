@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import re
@@ -267,6 +268,12 @@ class GitHubDescription:
             return []
         errors = itertools.islice(validator.iter_errors(value), _MAX_ERRORS)
         return [Problem(where, _sentence(error)) for error in errors]
+
+
+@functools.cache
+def github_description() -> GitHubDescription:
+    """The description that everything in this process shares: a compiled validator takes about a megabyte."""
+    return GitHubDescription()
 
 
 def _sentence(error: jsonschema_rs.ValidationError) -> str:

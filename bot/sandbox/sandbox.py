@@ -16,7 +16,7 @@ from bot.lfs import parse_pointer
 from bot.sandbox.actions import SLUG
 from bot.sandbox.api import Api
 from bot.sandbox.auth import user_token
-from bot.sandbox.description import GitHubDescription
+from bot.sandbox.description import github_description
 from bot.sandbox.faults import Faults
 from bot.sandbox.git import GitError
 from bot.sandbox.github import Clock, GitHub, RecordedProblem, utc_now
@@ -63,7 +63,6 @@ class Sandbox:
         private_key: str | None = None,
         clock: Clock = utc_now,
         seed: Callable[[GitHub], Awaitable[None]] = add_repository,
-        description: GitHubDescription | None = None,
     ) -> AsyncIterator[Sandbox]:
         """Run a sandbox until the block ends.
 
@@ -77,7 +76,6 @@ class Sandbox:
             private_key: the App's key as PEM; None makes one, which takes a tenth of a second.
             clock: tells the time.
             seed: fills a new world.
-            description: GitHub's description, if it is loaded already.
 
         Raises:
             OSError: the address is taken.
@@ -112,7 +110,7 @@ class Sandbox:
                 world,
                 git_root=home / "git",
                 base_url=_base_url(listener),
-                description=description or GitHubDescription(),
+                description=github_description(),
                 clock=clock,
             )
             keeper = _Keeper(world, snapshot)

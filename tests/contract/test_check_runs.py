@@ -18,10 +18,10 @@ from bot.held_back import HeldBack
 from bot.model import JobKind, JobState, Repo
 from bot.network import explain
 from bot.redact import Redactor
+from bot.sandbox.description import github_description
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.transport import ValidatingTransport
-from tests.scenarios.world import description
 from tests.unit.test_golden import job
 
 REPO = "acme/hello"
@@ -33,7 +33,7 @@ class Wire(httpx.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self._plain = httpx.AsyncHTTPTransport()
-        self._strict = ValidatingTransport(self._plain, description())
+        self._strict = ValidatingTransport(self._plain, github_description())
         self.strict = True
         self.seen: list[str] = []
 
@@ -70,7 +70,7 @@ class Place:
 
 @pytest.fixture
 async def place() -> AsyncIterator[Place]:
-    async with Sandbox.start(description=description()) as sandbox:
+    async with Sandbox.start() as sandbox:
         repository = sandbox.world.repository("acme", "hello")
         assert repository is not None
         repo = Repo(owner="acme", name="hello", id=repository.id, installation_id=sandbox.installation_id)

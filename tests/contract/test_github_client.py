@@ -13,7 +13,7 @@ from bot.github import GitHub, path
 from bot.github_errors import Forbidden, NotFound, OutcomeUnknown, RateLimited, Unauthorized, Unprocessable
 from bot.model import Repo
 from bot.permissions import SPEAK
-from bot.sandbox.description import GitHubDescription
+from bot.sandbox.description import github_description
 from bot.sandbox.faults import Fault, secondary_limit
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.seed import new_private_key
@@ -43,8 +43,8 @@ class Time:
 class Wire(httpx.AsyncBaseTransport):
     """The validated network; remembers what went over it."""
 
-    def __init__(self, description):
-        self._inner = ValidatingTransport(httpx.AsyncHTTPTransport(), description)
+    def __init__(self):
+        self._inner = ValidatingTransport(httpx.AsyncHTTPTransport(), github_description())
         self.seen = []
 
     async def handle_async_request(self, request):
@@ -61,11 +61,6 @@ class Wire(httpx.AsyncBaseTransport):
 
 
 @pytest.fixture(scope="module")
-def description():
-    return GitHubDescription()
-
-
-@pytest.fixture(scope="module")
 def private_key():
     return new_private_key()
 
@@ -76,17 +71,15 @@ def turned():
 
 
 @pytest.fixture
-async def sandbox(description, private_key, turned):
-    async with Sandbox.start(
-        description=description, private_key=private_key, clock=turned.moment
-    ) as sandbox:
+async def sandbox(private_key, turned):
+    async with Sandbox.start(private_key=private_key, clock=turned.moment) as sandbox:
         yield sandbox
         assert [str(problem) for problem in sandbox.problems] == []
 
 
 @pytest.fixture
-async def wire(description):
-    return Wire(description)
+async def wire():
+    return Wire()
 
 
 @asynccontextmanager
@@ -135,9 +128,9 @@ async def test_many_calls_one_token(client, wire):
     assert wire.minted == 1
 
 
-async def test_another_apps_key_is_refused(sandbox, description, turned):
+async def test_another_apps_key_is_refused(sandbox, turned):
     async with GitHub(
-        sandbox.url, str(sandbox.app_id), new_private_key(), transport=Wire(description), clock=turned.clock
+        sandbox.url, str(sandbox.app_id), new_private_key(), transport=Wire(), clock=turned.clock
     ) as github:
         with pytest.raises(Unauthorized, match="CONDUCTOR_GITHUB_PRIVATE_KEY"):
             await github.app_client.getitem("/app")
@@ -168,7 +161,7 @@ async def test_a_token_that_dies_early_is_replaced(client, wire, sandbox, turned
     assert wire.minted == 2
 
 
-async def test_narrowed_tokens_reach_no_further(github, sandbox, description, turned):
+async def test_narrowed_tokens_reach_no_further(github, sandbox, turned):
     await sandbox.create_repo("acme/other", private=True)
     hello = sandbox.world.repository("acme", "hello")
     token = await github.token(

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from bot.sandbox.completion import Completer
-from bot.sandbox.description import GitHubDescription
+from bot.sandbox.description import GitHubDescription, github_description
 from bot.sandbox.extract import EVENTS, Extractor, closed, to_json_schema
 from bot.sandbox.permissions import OPERATIONS
 from bot.sandbox.transport import ContractError, ValidatingTransport
@@ -22,7 +22,7 @@ EXAMPLES = Path(__file__).parents[1] / "payloads" / "webhooks-examples.json.gz"
 
 @pytest.fixture(scope="module")
 def description() -> GitHubDescription:
-    return GitHubDescription()
+    return github_description()
 
 
 @pytest.fixture(scope="module")

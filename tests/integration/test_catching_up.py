@@ -35,7 +35,6 @@ from bot.slash import parse_commands
 from bot.store import Store
 from bot.unanswered import Unanswered
 from handlers.labels import agent_in
-from tests.scenarios.world import description
 
 REPO = "acme/hello"
 NOBODY = "http://127.0.0.1:9/webhook"
@@ -175,9 +174,7 @@ class Town:
 @pytest.fixture
 async def town(engine: AsyncEngine, clean_redis: str, tmp_path: Path) -> AsyncIterator[Town]:
     clock = Clock()
-    async with Sandbox.start(
-        state_dir=tmp_path / "github", webhook_url=NOBODY, description=description(), clock=clock
-    ) as github:
+    async with Sandbox.start(state_dir=tmp_path / "github", webhook_url=NOBODY, clock=clock) as github:
         town = Town(github, engine, clean_redis, clock)
         yield town
         await town.aclose()

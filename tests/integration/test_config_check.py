@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,12 +19,10 @@ from bot.github_transport import Patience
 from bot.model import Repo
 from bot.redact import Redactor
 from bot.repo_config import PATH
-from bot.sandbox.description import GitHubDescription
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 
 REPO = "acme/thing"
-description = functools.cache(GitHubDescription)  # reading it takes a second
 
 
 class Box(NamedTuple):
@@ -44,7 +41,7 @@ class Box(NamedTuple):
 
 @asynccontextmanager
 async def box(tmp_path: Path, files: dict[str, str] | None = None) -> AsyncIterator[Box]:
-    async with Sandbox.start(state_dir=tmp_path / "github", description=description()) as sandbox:
+    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
         await sandbox.create_repo(REPO, files={"README.md": "x\n"} | (files or {}))
         repository = sandbox.world.repository("acme", "thing")
         repo = Repo(owner="acme", name="thing", id=repository.id, installation_id=sandbox.installation_id)

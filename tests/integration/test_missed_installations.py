@@ -24,7 +24,7 @@ from bot.repository_setup import RepositorySetup
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.server import heart
-from tests.scenarios.world import description, settings_for
+from tests.scenarios.world import settings_for
 
 
 class Time:
@@ -91,7 +91,7 @@ class Box:
 @pytest.fixture
 async def box(tmp_path: Path) -> AsyncIterator[Box]:
     async with contextlib.AsyncExitStack() as stack:
-        sandbox = await stack.enter_async_context(Sandbox.start(description=description()))
+        sandbox = await stack.enter_async_context(Sandbox.start())
         await sandbox.as_user("maria").open_issue("acme/hello", "T")
         redis = await stack.enter_async_context(EmbeddedRedis(tmp_path / "redis"))
         settings = settings_for(sandbox, tmp_path, redis.url, None)

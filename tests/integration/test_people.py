@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -19,7 +18,6 @@ from bot.people import PeopleFinder
 from bot.policy import Rules, authorize, decide
 from bot.repo_config import PATH
 from bot.repo_rules import People
-from bot.sandbox.description import GitHubDescription
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.seed import APP_PERMISSIONS
@@ -28,16 +26,12 @@ RULES = Rules(agents=("claude",), known_agents=("claude",), max_timeout=60, defa
 TEAMS = APP_PERMISSIONS
 WITHOUT_TEAMS = {name: level for name, level in APP_PERMISSIONS.items() if name != "members"}
 
-description = functools.cache(GitHubDescription)  # reading it takes a second
-
 
 @asynccontextmanager
 async def asking(
     tmp_path: Path, files: Mapping[str, str] | None = None, permissions: Mapping[str, str] = TEAMS
 ) -> AsyncIterator[tuple[Sandbox, PeopleFinder, Repo]]:
-    async with Sandbox.start(
-        state_dir=tmp_path / "github", description=description(), app_permissions=permissions
-    ) as sandbox:
+    async with Sandbox.start(state_dir=tmp_path / "github", app_permissions=permissions) as sandbox:
         await sandbox.create_repo("acme/thing", files={"README.md": "x\n"} | dict(files or {}))
         for login in ("ann", "bea", "cleo"):
             sandbox.add_user(login)

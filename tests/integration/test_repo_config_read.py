@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,17 +16,14 @@ from bot.github_transport import Patience
 from bot.model import Repo
 from bot.repo_config import MAX_BYTES, PATH, RepoConfig, RepoConfigError
 from bot.repo_layers import ServerRules
-from bot.sandbox.description import GitHubDescription
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
-
-description = functools.cache(GitHubDescription)  # reading it takes a second
 
 
 @asynccontextmanager
 async def reader(tmp_path: Path, **files: str | bytes) -> AsyncIterator[tuple[Sandbox, FactFinder, Repo]]:
     """A repository with these files on its default branch, and who reads it."""
-    async with Sandbox.start(state_dir=tmp_path / "github", description=description()) as sandbox:
+    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
         await sandbox.create_repo("acme/thing", files={"README.md": "x\n"} | files)
         repository = sandbox.world.repository("acme", "thing")
         repo = Repo(owner="acme", name="thing", id=repository.id, installation_id=sandbox.installation_id)

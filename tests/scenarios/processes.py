@@ -24,7 +24,7 @@ from bot.redact import Redactor
 from bot.sandbox.sandbox import Sandbox
 from bot.store import Store
 from tests.llm import ScriptedLlm
-from tests.scenarios.world import CANARIES, World, description, settings_for
+from tests.scenarios.world import CANARIES, World, settings_for
 
 START_TIMEOUT = 30.0  # seconds
 
@@ -134,9 +134,7 @@ async def processes(
     """A sandbox in this process, and the product's ``roles`` beside it."""
     async with contextlib.AsyncExitStack() as stack:
         github = await stack.enter_async_context(
-            Sandbox.start(
-                state_dir=folder / "github", webhook_secret=CANARIES["webhook"], description=description()
-            )
+            Sandbox.start(state_dir=folder / "github", webhook_secret=CANARIES["webhook"])
         )
         listen = f"127.0.0.1:{free_port()}"
         settings = settings_for(

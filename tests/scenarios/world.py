@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ from bot.database import create_engine
 from bot.embedded_redis import EmbeddedRedis
 from bot.model import Job
 from bot.redact import Redactor
-from bot.sandbox.description import GitHubDescription
 from bot.sandbox.sandbox import Sandbox
 from bot.schema import deliveries
 from bot.server import server
@@ -161,22 +159,12 @@ def _providers(url: str) -> dict[str, str]:
     return {"llm_anthropic_url": url, "llm_openai_url": f"{url}/v1", "llm_gemini_url": url}
 
 
-@functools.cache
-def description() -> GitHubDescription:
-    """GitHub's description, read once: it is some fifty megabytes in memory."""
-    return GitHubDescription()
-
-
 @contextlib.asynccontextmanager
 async def world(folder: Path, *, script: Script | None = None, **values: Any) -> AsyncIterator[World]:
     """Everything in this process. At the end the sandbox must have found nothing wrong with any request."""
     async with contextlib.AsyncExitStack() as stack:
         github = await stack.enter_async_context(
-            Sandbox.start(
-                state_dir=folder / "github",
-                webhook_secret=CANARIES["webhook"],
-                description=description(),
-            )
+            Sandbox.start(state_dir=folder / "github", webhook_secret=CANARIES["webhook"])
         )
         redis = await stack.enter_async_context(EmbeddedRedis(folder / "redis"))
         llm = await stack.enter_async_context(ScriptedLlm(script)) if script else None

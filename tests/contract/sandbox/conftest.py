@@ -15,7 +15,7 @@ import jwt
 import pytest
 from aiohttp import web
 
-from bot.sandbox.description import GitHubDescription
+from bot.sandbox.description import GitHubDescription, github_description
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.seed import new_private_key
 
@@ -127,7 +127,7 @@ class GitClient:
 
 @pytest.fixture(scope="session")
 def description() -> GitHubDescription:
-    return GitHubDescription()
+    return github_description()
 
 
 @pytest.fixture(scope="session")
@@ -141,8 +141,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def github(description, private_key, clock):
-    async with Sandbox.start(clock=clock, description=description, private_key=private_key) as github:
+async def github(private_key, clock):
+    async with Sandbox.start(clock=clock, private_key=private_key) as github:
         yield github
         await github.deliveries_settled()
         assert [str(problem) for problem in github.problems] == []

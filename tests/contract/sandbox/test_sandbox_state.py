@@ -14,10 +14,8 @@ from bot.sandbox.sandbox import Sandbox
 
 
 @pytest.fixture
-def start(description, private_key, tmp_path):
-    return lambda **options: Sandbox.start(
-        state_dir=tmp_path / "state", description=description, private_key=private_key, **options
-    )
+def start(private_key, tmp_path):
+    return lambda **options: Sandbox.start(state_dir=tmp_path / "state", private_key=private_key, **options)
 
 
 async def test_everything_is_there_again(start):
@@ -67,8 +65,8 @@ async def test_secrets_are_for_their_owner_only(start, tmp_path):
     assert stat.S_IMODE((tmp_path / "state" / "world.json").stat().st_mode) == 0o600
 
 
-async def test_without_a_folder_nothing_stays(description, private_key):
-    async with Sandbox.start(description=description, private_key=private_key) as github:
+async def test_without_a_folder_nothing_stays(private_key):
+    async with Sandbox.start(private_key=private_key) as github:
         folder = github.private_key_path.parent
         assert folder.exists()
     assert not folder.exists()
@@ -106,8 +104,8 @@ async def test_an_address_that_cannot_be_had(listen):
         await run_sandbox(listen, say=lambda _: None, stop=asyncio.Event())
 
 
-async def test_a_port_that_is_taken(description, private_key):
-    async with Sandbox.start(description=description, private_key=private_key) as github:
+async def test_a_port_that_is_taken(private_key):
+    async with Sandbox.start(private_key=private_key) as github:
         with pytest.raises(ConfigurationError, match="Address already in use"):
             await run_sandbox(github.url.removeprefix("http://"), say=lambda _: None, stop=asyncio.Event())
 

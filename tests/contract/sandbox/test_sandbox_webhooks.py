@@ -85,7 +85,7 @@ async def test_nobody_listens(github):
     assert github.deliveries[0].status == "The App has no webhook URL"
 
 
-async def test_a_receiver_that_never_answers_is_cut_off_at_the_end(description, private_key):
+async def test_a_receiver_that_never_answers_is_cut_off_at_the_end(private_key):
     from bot.sandbox.sandbox import Sandbox
 
     reached, release = asyncio.Event(), asyncio.Event()
@@ -101,7 +101,7 @@ async def test_a_receiver_that_never_answers_is_cut_off_at_the_end(description, 
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-    async with Sandbox.start(description=description, private_key=private_key, webhook_url=url) as github:
+    async with Sandbox.start(private_key=private_key, webhook_url=url) as github:
         github.ping()
         await reached.wait()
         assert github.deliveries[0].status == "pending"
