@@ -28,7 +28,7 @@ test: ## Lint, check types and run every test; installs what they need where it 
 	@.ci/venv dev
 	@tests/provision.sh
 	@$(MAKE) --no-print-directory lint
-	@TMPDIR=$(TEST_TMP) $(BIN)/pytest -n $(PROCESSES) --dist loadgroup $(PYTEST)
+	@TMPDIR=$(TEST_TMP) $(BIN)/pytest -n $(PROCESSES) --max-worker-restart 0 $(PYTEST)
 
 .PHONY: faults
 faults: ## Kill every part of the running product at random points (ROUNDS=50, SEED= repeats what was seen)

@@ -108,6 +108,8 @@ def _after_success(job: Job) -> str:
         wanted += ["read the patch of what was held back"] if job.held_back else []
         sentence = " and ".join(wanted)
         return f"{sentence[0].upper()}{sentence[1:]}." if sentence else ""
+    if job.held_back and job.pull_number:
+        return f"Read the patch in pull request #{job.pull_number}: approve it to have it pushed as it is, or close it."
     if job.held_back:
         return "Read the patch; apply it, or leave it."
     return "Write `/agent` and what should be different."

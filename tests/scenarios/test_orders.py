@@ -122,8 +122,10 @@ async def conductor(settings: Settings, *arguments: str) -> tuple[int, str]:
 @pytest.mark.timeout(400)  # eight processes, one after the other
 async def test_the_operator_stops_and_repeats_jobs(tmp_path: Path) -> None:
     async with world(tmp_path, slots=1) as box:
-        first, second = await asked(box, LONG), await asked(box, SHORT)
-        running, waiting = await until(box, first, JobState.running), await box.job(second)
+        first = await asked(box, LONG)
+        running = await until(box, first, JobState.running)
+        second = await asked(box, SHORT)
+        waiting = await box.job(second)
 
         code, said = await conductor(box.settings, "retry", running.id)
         assert (code, "is still running" in said) == (1, True)

@@ -235,8 +235,8 @@ async def test_who_may_not_read_a_repository_does_not_read_it_through_an_agent(p
     assert own is not None
     own.private = True
     await link(place, declare("../secret.git"))
-    found = await place.find(place.job("octocat"))
-    assert found.missing == ["`lib`: @octocat, who asked for this, may not read acme/secret"]
+    found = await place.find(place.job("maria"))
+    assert found.missing == ["`lib`: @maria, who asked for this, may not read acme/secret"]
     assert not place.mirrors.path(place.repo("acme/secret")).exists()
 
 

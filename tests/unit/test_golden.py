@@ -139,6 +139,7 @@ CASES: dict[str, Job] = {
     "succeeded-without-a-change": done(head_sha=None, pull_number=None, summary="It does that already."),
     "succeeded-in-part": done(held_back=HELD),
     "succeeded-as-a-patch": done(held_back=HELD, head_sha=None, pull_number=None),
+    "succeeded-as-a-patch-to-approve": done(held_back=HELD, head_sha=None),
     "succeeded-plan": done(kind=JobKind.plan, summary="1. Make a table.\n2. Test it."),
     "succeeded-plan-without-a-pull-request": done(kind=JobKind.plan, pull_number=None, head_sha=None),
     "succeeded-review": done(
