@@ -50,6 +50,11 @@ format: ## Format the code
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
 
+.PHONY: manual
+manual: ## Write the parts of README and docs that are made from the code
+	@.ci/venv dev
+	@$(BIN)/python -m tests.manual
+
 .PHONY: bench
 bench: ## Measure, as ratios against baselines taken in the same run
 	@.ci/venv dev

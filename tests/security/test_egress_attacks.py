@@ -95,7 +95,7 @@ async def test_npm_installs(box: Locked) -> None:
 
 
 async def test_apt_fetches_packages_into_the_home_folder(box: Locked) -> None:
-    """As docs/using.md shows: the system itself is read-only, and nobody in the container is root."""
+    """As docs/repository.md shows: the system itself is read-only, and nobody in the container is root."""
     code, said = await box.run(
         """set -e; mkdir -p ~/apt/lists/partial ~/apt/cache/archives/partial; cd ~/apt
         apt="apt-get -q -o Dir::State=$HOME/apt -o Dir::Cache=$HOME/apt/cache"

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any, get_args, get_origin
 
 import click
 import pytest
+import yaml
+from pydantic import BaseModel
 
+from bot.approval_writer import CHECK_NAME as APPROVAL_CHECK
+from bot.audit_chain import MUST, AuditKind
+from bot.check_report import CANCEL_BUTTON, RESUME_BUTTON, RETRY_BUTTON, check_name
 from bot.cli.main import main
 from bot.config import CONFIG_FILE_VARIABLE, ENV_PREFIX, Settings
-from bot.slash import COMMANDS, OPTIONS, RESERVED, help_table
+from bot.config_check import CHECK_NAME as CONFIG_CHECK
+from bot.model import JobKind
+from bot.repo_config import RepoConfig, parse
+from bot.repo_rules import Entitled
+from bot.slash import COMMANDS, DECISIONS, OPTIONS, RESERVED, Command, help_table, parse_commands
+from runners.agents.registry import AGENTS, agent
+from tests.manual import parts_of, renewed
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "deploy" / "conductor.example.toml"
@@ -22,8 +35,11 @@ PAGES = sorted(
 #: Where else people are told what to type.
 TOLD = [*PAGES, EXAMPLE, *sorted((ROOT / "deploy").rglob("*.service")), ROOT / "deploy" / "compose.yaml",
         ROOT / "deploy" / "env.example", ROOT / "deploy" / "Dockerfile"]  # fmt: skip
-MANUAL = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/using.md", "docs/installation.md",
-          "docs/configuration.md", "docs/operations.md", "docs/security.md", "docs/architecture.md"]  # fmt: skip
+MANUAL = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/agents.md", "docs/approvals.md",
+          "docs/architecture.md", "docs/configuration.md", "docs/installation.md", "docs/operations.md",
+          "docs/performance.md", "docs/repository.md", "docs/security.md", "docs/using.md"]  # fmt: skip
+USING = ROOT / "docs" / "using.md"
+REPOSITORY = ROOT / "docs" / "repository.md"
 
 
 def name_of(path: Path) -> str:
@@ -45,11 +61,26 @@ def test_the_manual_is_complete() -> None:
     assert {name_of(path) for path in PAGES} >= set(MANUAL)
 
 
-def test_the_table_of_commands_is_the_generated_one() -> None:
-    text = (ROOT / "README.md").read_text()
-    shown = re.search(r"<!-- commands -->\n(.*?)\n<!-- /commands -->", text, re.S)
-    assert shown is not None
-    assert shown[1] == help_table(), "put the output of bot.slash.help_table() between README's markers"
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = set(re.findall(r"\]\(((?:docs/)?[\w-]+\.md)[)#]", (ROOT / "README.md").read_text()))
+    assert set(MANUAL) - {"README.md"} - linked == set()
+
+
+@pytest.mark.parametrize("path", [ROOT / name for name in MANUAL], ids=name_of)
+def test_what_is_made_from_the_code_is_up_to_date(path: Path) -> None:
+    assert renewed(path.read_text()) == path.read_text(), "run `make manual`, and look at `git diff`"
+
+
+def test_the_commands_are_in_the_pages_that_people_read_first() -> None:
+    for page in (ROOT / "README.md", USING):
+        assert parts_of(page.read_text()) == ["commands"], page.name
+
+
+def test_a_part_is_written_and_the_rest_left_as_it_is() -> None:
+    page = "# Page\n\n<!-- commands -->\n| old |\n<!-- /commands -->\n\nThe end.\n"
+    assert renewed(page) == f"# Page\n\n<!-- commands -->\n{help_table()}\n<!-- /commands -->\n\nThe end.\n"
+    with pytest.raises(KeyError):
+        renewed("<!-- nothing-like-it -->\n<!-- /nothing-like-it -->\n")
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
@@ -90,19 +121,150 @@ def test_every_option_of_conductor_that_is_named_exists(path: Path) -> None:
         assert set(re.findall(r"--[a-z-]+", options)) <= known
 
 
+def examples(path: Path) -> list[Command]:
+    """The commands in the code blocks of a page, as the bot understands them when they stand in a comment."""
+    blocks = re.findall(r"^(`{3,})[a-z]*\n(.*?)^\1$", path.read_text(), re.M | re.S)
+    return [command for _, block in blocks for command in parse_commands(block)]
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_comment_command_that_is_shown_is_understood(path: Path) -> None:
-    words = set(re.findall(r"`/agent ([a-z]+)`", path.read_text()))
-    assert words & RESERVED == set()
-    assert words <= set(COMMANDS)
+    shown = re.findall(r"`/agent( [^`\n]+)?`", path.read_text())
+    words = {found.split()[0] for found in shown if re.match(r" [a-z]+( |$)", found)}
+    assert words - set(COMMANDS) - DECISIONS - RESERVED == set()
+    assert [command.problem for command in examples(path) if command.problem] == []
 
 
-def test_the_page_about_using_it_names_every_command() -> None:
-    text = (ROOT / "docs" / "using.md").read_text()
-    for name in set(COMMANDS) - {"run"}:  # which need not be written
-        assert f"`/agent {name}`" in text
-    for name in OPTIONS.keys() & {"agent", "timeout", "base"}:
-        assert f"--{name}" in text
+def test_the_page_about_using_it_has_an_example_of_every_command_and_option() -> None:
+    found = examples(USING)
+    assert {command.name for command in found} == set(COMMANDS)
+    assert {option for command in found for option in command.options} == set(OPTIONS)
+
+
+def test_the_page_about_using_it_tells_all_names_of_check_runs_and_all_buttons() -> None:
+    text = USING.read_text()
+    names = {check_name(kind) for kind in JobKind} - {None} | {APPROVAL_CHECK, CONFIG_CHECK}
+    assert [name for name in names if f"`{name}`" not in text] == []
+    for button in (CANCEL_BUTTON, RETRY_BUTTON, RESUME_BUTTON):
+        assert f"| **{button['label']}**" in text
+
+
+def test_the_page_about_using_it_explains_every_sign_that_a_comment_begins_with() -> None:
+    sticky = (ROOT / "templates" / "comments" / "sticky.md.j2").read_text()
+    signs = set(re.findall(r"^(\S+) \*\*", sticky, re.M))
+    assert len(signs) > 10
+    rows = re.findall(r"^\| (.+?) \| .+ \|$", USING.read_text(), re.M)
+    assert {sign for sign in signs if not any(sign in row for row in rows)} == set()
+
+
+# --- the repository's own configuration
+
+
+def places(model: type[BaseModel], before: str = "") -> dict[str, bool]:
+    """Every key that may stand in a mapping, as `a.b`, and whether it is one value and no mapping of its own."""
+    found: dict[str, bool] = {}
+    for name, field in model.model_fields.items():
+        key = f"{before}{name}"
+        inner = next(
+            (one for one in (field.annotation, *get_args(field.annotation)) if is_section(one)), None
+        )
+        found[key] = inner is None
+        if inner is not None:
+            key = f"{key}.NAME" if get_origin(field.annotation) is dict else key
+            found |= places(inner, f"{key}.")
+    return found
+
+
+def is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+#: Keys that mean the same in each mapping that has them: they have a table of their own.
+SHARED = set(Entitled.model_fields)
+
+
+def test_every_key_of_the_repositorys_configuration_is_in_a_table() -> None:
+    keys = {key: value for key, value in places(RepoConfig).items() if key.rpartition(".")[2] not in SHARED}
+    assert len(keys) > 40
+    rows = re.findall(r"^\| `([\w.]+)` \| .* \| .+ \|$", REPOSITORY.read_text(), re.M)
+    assert len(rows) == len(set(rows))
+    assert {key for key, value in keys.items() if value} - set(rows) == set()
+    assert set(rows) - set(keys) == SHARED
+
+
+def test_the_defaults_of_the_repositorys_configuration_are_the_real_ones() -> None:
+    checked = 0
+    for key, default in re.findall(r"^\| `([\w.]+)` \| `([^`]+)` \| .+ \|$", REPOSITORY.read_text(), re.M):
+        if key in SHARED:
+            assert yaml.safe_load(default) == Entitled().model_dump(mode="json")[key], key
+            continue
+        least: dict[str, Any] = (
+            {"services": {"name": {"image": "redis:7"}}} if key.startswith("services.") else {}
+        )
+        if ".health." in key:
+            least["services"]["name"]["health"] = {"command": ["true"]}
+        written = copy.deepcopy(least)
+        *above, last = key.replace("NAME", "name").split(".")
+        at = written
+        for part in above:
+            at = at.setdefault(part, {})
+        at[last] = yaml.safe_load(default)
+        shown, real = (RepoConfig.model_validate(one).model_dump() for one in (written, least))
+        assert shown == real, key
+        checked += 1
+    assert checked > 20
+
+
+def test_every_key_of_the_repositorys_configuration_has_an_example_that_can_be_used() -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", REPOSITORY.read_text(), re.M | re.S)
+    used: set[str] = set()
+
+    def walk(value: object, key: str) -> None:
+        used.add(re.sub(r"^services\.[^.]+", "services.NAME", key))
+        if isinstance(value, dict):
+            for name, one in value.items():
+                walk(one, f"{key}.{name}" if key else name)
+
+    for block in blocks:
+        parse(block)
+        walk(yaml.safe_load(block), "")
+    wanted = {
+        key for key, value in places(RepoConfig).items() if value and key.rpartition(".")[2] not in SHARED
+    }
+    assert wanted - used == {"approvals.plan.always"}, "which is written as `plan: always`"
+    assert {key.rpartition(".")[2] for key in used} >= SHARED
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_piece_of_a_repositorys_configuration_that_is_shown_can_be_used(path: Path) -> None:
+    """Also those in the middle of a sentence: `fix: {automatic: true}`, `forks: never`."""
+    names = "|".join(RepoConfig.model_fields)
+    for piece in re.findall(rf"`((?:{names}): [^`\n]+)`", path.read_text()):
+        parse(piece)
+
+
+def test_the_table_of_agents_is_that_of_the_code() -> None:
+    text = (ROOT / "docs" / "agents.md").read_text()
+    rows = {
+        row[0]: row
+        for row in re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \| (yes|no) \| (.*?) \|", text, re.M)
+    }
+    assert set(rows) == set(AGENTS)
+    for name, (_, what, _, goes_on, reads) in rows.items():
+        found = agent(name, Settings())
+        assert found.version in what, name
+        assert (goes_on == "yes") is bool(found.session_paths), name
+        assert (found.instruction_file or "") in reads, name
+
+
+def test_the_table_of_the_audit_trail_has_every_kind_on_the_right_side() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    before, after = (
+        set(re.findall(r"`([a-z_]+(?:\.[a-z_]+)?)`", row))
+        for row in re.findall(r"^\| (`job\.\w+`.+?) \| (?:before|with) it", text, re.M)
+    )
+    assert before == set(MUST)
+    assert after == set(AuditKind) - MUST
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
