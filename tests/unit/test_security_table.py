@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "security.md"
 ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.+) \| (.+) \|$", re.M)
 LINK = re.compile(r"\[(\w+)\]\(([^)]+)\)")
+#: Who may ask, and who may approve, is tried out in the whole program: the file -> the rows that are about that.
+WHO = {"test_refusals": {2, 3, 4, 26}, "test_approvals": {5, 7}, "test_storms": {3, 29}}
 ATTACKS = sorted((ROOT / "tests" / "security").glob("test_*.py"))
 
 
@@ -60,3 +62,26 @@ def test_every_file_of_attacks_is_in_the_table() -> None:
 def test_a_file_stands_in_the_row_of_each_attack_that_it_tries(path: Path) -> None:
     table = rows()
     assert [number for number in classes_of(path) if path not in table[number][1]] == []
+
+
+@pytest.mark.parametrize("name", WHO)
+def test_the_rows_about_who_may_ask_and_approve_name_the_scenarios_of_that(name: str) -> None:
+    table = rows()
+    path = ROOT / "tests" / "scenarios" / f"{name}.py"
+    assert {number for number in WHO[name] if path not in table[number][1]} == set()
+
+
+def test_no_test_is_named_twice_in_a_row() -> None:
+    for number, (_, tests) in rows().items():
+        assert len(tests) == len(set(tests)), number
+
+
+@pytest.mark.parametrize("section", ["What was done can be proved", "Outsiders", "Forks"])
+def test_what_a_section_promises_is_tried_by_a_test(section: str) -> None:
+    """These stand before the table, and name tests of their own."""
+    text = PAGE.read_text()
+    assert f"\n## {section}\n" in text
+    own = LINK.findall(text.partition(f"\n## {section}\n")[2].partition("\n## ")[0])
+    tests = [target for name, target in own if name.startswith("test_")]
+    assert tests, section
+    assert [target for target in tests if not (PAGE.parent / target).resolve().is_file()] == []
