@@ -14,6 +14,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from bot.agent_config import CustomAgent
 from bot.approval_writer import CHECK_NAME as APPROVAL_CHECK
 from bot.audit_chain import MUST, AuditKind
 from bot.check_report import CANCEL_BUTTON, RESUME_BUTTON, RETRY_BUTTON, check_name
@@ -153,6 +154,7 @@ def test_the_page_about_using_it_explains_every_sign_that_a_comment_begins_with(
     sticky = (ROOT / "templates" / "comments" / "sticky.md.j2").read_text()
     signs = set(re.findall(r"^(\S+) \*\*", sticky, re.M))
     assert len(signs) > 10
+    signs.remove("⏳")  # of the state `waiting`, which no job is given: what needs a plan is a plan first
     rows = re.findall(r"^\| (.+?) \| .+ \|$", USING.read_text(), re.M)
     assert {sign for sign in signs if not any(sign in row for row in rows)} == set()
 
@@ -255,6 +257,21 @@ def test_the_table_of_agents_is_that_of_the_code() -> None:
         assert found.version in what, name
         assert (goes_on == "yes") is bool(found.session_paths), name
         assert (found.instruction_file or "") in reads, name
+
+
+def test_the_keys_of_an_agent_of_ones_own_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "agents.md").read_text().partition("## An agent of your own")[2]
+    assert set(re.findall(r"^\| (\w+) \| .* \| .+ \|$", text, re.M)) - {"key"} == set(
+        CustomAgent.model_fields
+    )
+    config = tomllib.loads(re.search(r"^```toml\n(.*?)^```", text, re.M | re.S)[1])  # type: ignore[index]
+    assert Settings(**config).custom_agents["mine"].argv[0] == "mycli"
+
+
+def test_the_agents_that_are_said_to_have_tools_are_those_that_have() -> None:
+    text = (ROOT / "docs" / "agents.md").read_text().partition("\n## Tools\n")[2]
+    first = text.strip().partition(" are given ")[0]
+    assert set(re.findall(r"`(\w+)`", first)) == {name for name in AGENTS if agent(name, Settings()).tools}
 
 
 def test_the_table_of_the_audit_trail_has_every_kind_on_the_right_side() -> None:
