@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -112,14 +114,40 @@ def test_every_command_that_is_named_exists(path: Path) -> None:
     assert set(named) - set(main.commands) - {"--help", "--version"} == set()
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_every_option_of_conductor_that_is_named_exists(path: Path) -> None:
-    assert isinstance(main, click.Group)
-    for command, options in re.findall(
-        r"conductor ([a-z]+)((?: --[a-z-]+(?:[ =][\w:./]+)?)+)", path.read_text()
-    ):
-        known = {name for parameter in main.commands[command].params for name in parameter.opts}
-        assert set(re.findall(r"--[a-z-]+", options)) <= known
+def typed(path: Path) -> list[list[str]]:
+    """The words after `conductor` of every command that a page shows, in a sentence or in a code block."""
+    text = path.read_text()
+    blocks = re.findall(r"^`{3,}(?:sh)?\n(.*?)^`{3,}$", text, re.M | re.S)
+    code = [
+        *(line for block in blocks for line in block.splitlines()),
+        *re.findall(r"`([^`\n]+)`", prose(text)),
+    ]
+    found = [
+        re.search(r"(?:^|/|\| )conductor ([^|]*)$", re.split(r"  +#|  {3,}", line)[0].strip())
+        for line in code
+    ]
+    return [shlex.split(one[1], comments=True) for one in found if one and re.match(r"[a-z-]", one[1])]
+
+
+@pytest.mark.parametrize("path", TOLD, ids=name_of)
+def test_every_option_and_subcommand_of_conductor_that_is_named_exists(path: Path) -> None:
+    wrong = []
+    for words in typed(path):
+        command: click.Command = main
+        known = {"--help", "--version"}
+        for before, word in itertools.pairwise(["", *words]):
+            if isinstance(command, click.Group) and word in command.commands:
+                command = command.commands[word]
+                known |= {name for parameter in command.params for name in parameter.opts}
+            elif word.startswith("--"):
+                wrong += [] if word.partition("=")[0] in known else [" ".join(words)]
+            elif isinstance(command, click.Group) and before not in known:
+                wrong.append(" ".join(words))
+    assert wrong == []
+
+
+def test_enough_commands_are_shown_to_be_worth_a_look() -> None:
+    assert len([words for path in PAGES for words in typed(path)]) > 40
 
 
 def examples(path: Path) -> list[Command]:
