@@ -15,8 +15,9 @@ from bot.facts import FactFinder
 from bot.github_errors import NotFound
 from bot.model import Repo
 from bot.render import render
-from bot.repo_config import PATH, RepoConfigError, read
-from bot.repo_layers import not_offered
+from bot.repo_config import PATH, RepoConfig, RepoConfigError, read
+from bot.repo_layers import NotOffered, not_offered, without_effect
+from bot.repo_rules import People
 from bot.yaml_text import Problem
 
 log = structlog.get_logger(__name__)
@@ -60,7 +61,7 @@ class ConfigCheck:
             return None
         remarks: Sequence[Problem] = ()
         if text is not None:
-            problems, remarks = await self._judge(repo, text)
+            problems, remarks = await self._judge(repo, pull.head_sha, text)
         digest = hashlib.sha256("\0".join(map(str, (*problems, "", *remarks))).encode()).hexdigest()[:16]
         title = "The configuration can be used"
         if problems:
@@ -86,21 +87,52 @@ class ConfigCheck:
         )
         return not problems
 
-    async def _judge(self, repo: Repo, text: str) -> tuple[Sequence[Problem], Sequence[Problem]]:
+    async def _judge(self, repo: Repo, sha: str, text: str) -> tuple[Sequence[Problem], Sequence[Problem]]:
         """What makes the file unusable, and what it asks for in vain."""
         try:
-            config, document = read(text)
+            own, document = read(text)
         except RepoConfigError as error:
             return error.problems, ()
         try:
-            config = await self._facts.with_default(repo, config)
+            config = await self._facts.with_default(repo, own)
         except RepoConfigError as error:
             return [Problem(error.message, 1, 1)], ()
         missing = not_offered(config, self._settings, self._known_agents)
+        missing += without_effect(own, config)
+        missing += await self._unknown_owners(repo, sha, own)
         return (
             [Problem(one.said, *document.place(one.place)) for one in missing if one.stops],
             [Problem(one.said, *document.place(one.place)) for one in missing if not one.stops],
         )
+
+    async def _unknown_owners(self, repo: Repo, sha: str, own: RepoConfig) -> list[NotOffered]:
+        """Code owners that are named in a way that only GitHub understands."""
+        place = next((place for place, rule in _groups(own) if rule.codeowners), None)
+        if place is None:
+            return []
+        owners = await self._facts.people.codeowners(repo, sha)
+        # the addresses are not repeated: a check run is read by more people than the file
+        count = sum(not owner.startswith("@") for owner in owners.everybody())
+        if not count:
+            return []
+        are = f"{count} code owner{'s are' if count > 1 else ' is'}"
+        said = (
+            f"{are} named by an e-mail address in CODEOWNERS. Only GitHub can tell whose that is, so that they count "
+            "for nobody here. Name them as `@login`."
+        )
+        return [NotOffered((*place, "codeowners"), said, stops=False)]
+
+
+def _groups(config: RepoConfig) -> list[tuple[tuple[str, str], People]]:
+    """The groups of people that a configuration knows, and where they stand in it."""
+    approvals, who = config.approvals, config.who
+    return [
+        (("approvals", "final"), approvals.final),
+        (("approvals", "request"), approvals.request),
+        (("who", "may_ask"), who.may_ask),
+        (("who", "may_approve"), who.may_approve),
+        (("who", "may_spend"), who.may_spend),
+    ]
 
 
 def number_of(external_id: str) -> int | None:

@@ -132,7 +132,7 @@ def under(server: ServerRules, config: RepoConfig) -> RepoConfig:
 
 @dataclass(frozen=True)
 class NotOffered:
-    """Something that a repository asks for and that this server does not have."""
+    """Something that a repository asks for in vain, for example because this server does not have it."""
 
     place: tuple[str, ...]  # the keys that lead to it in the file
     said: str
@@ -171,6 +171,23 @@ def not_offered(config: RepoConfig, settings: Settings, known_agents: tuple[str,
         for entry in refused
     ]
     return found
+
+
+def without_effect(own: RepoConfig, whole: RepoConfig) -> list[NotOffered]:
+    """What the repository's ``own`` file asks for and what changes nothing. ``whole``: what counts in the end."""
+    wanted, place = own.approvals.merge, ("approvals", "merge")
+    if wanted == "none":
+        return []
+    if whole.approvals.merge == "none":
+        said = f"`merge: {wanted}` does nothing: the server's operator lets nothing be merged automatically."
+    elif whole.approvals.final.required == 0:
+        said = (
+            f"`merge: {wanted}` does nothing while no approvals are wanted: set `approvals.final.required` to 1 or "
+            "more."
+        )
+    else:
+        return []
+    return [NotOffered(place, said, stops=False)]
 
 
 def _set(config: RepoConfig) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import yaml
 from bot.cli.run import config_option, fail, settings_from
 from bot.errors import ConductorError
 from bot.repo_config import PATH, RepoConfig, RepoConfigError, read
-from bot.repo_layers import ServerRules, merge, not_offered, under
-from bot.yaml_text import Problem
+from bot.repo_layers import NotOffered, ServerRules, merge, not_offered, under, without_effect
+from bot.yaml_text import Document, Problem
 from runners.agents.registry import known_agents
 
 
@@ -46,7 +46,8 @@ def check_config(file: str, organisation: str | None, server: bool, show: bool, 
 
     \b
     Exit codes:
-      0  it can be used (what a server does not offer, but can do without, is told as a warning)
+      0  it can be used (what has no effect, or what a server does not offer but can do without, is told as a
+         warning)
       1  it cannot be used
       2  there is no such file, or the server's own settings are wrong
     """  # noqa: D301 - click wants a real backspace: "do not wrap this"
@@ -71,11 +72,12 @@ def check_config(file: str, organisation: str | None, server: bool, show: bool, 
             missing = not_offered(whole, settings, known_agents(settings))
         except ConductorError as error:
             fail(error)
-        for one in missing:
-            if not one.stops:
-                _tell(file, Problem(f"warning: {one.said}", *document.place(one.place)))
+        _warn(file, [*(one for one in missing if not one.stops), *without_effect(own, whole)], document)
         if stops := [Problem(one.said, *document.place(one.place)) for one in missing if one.stops]:
             _end(file, stops)
+    else:
+        told = without_effect(own, whole)
+        _warn(file, told, document, also=" A server may want some by itself: --server tells.")
     if show:
         values = whole.model_dump(mode="json", exclude_defaults=True)
         click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
@@ -100,6 +102,11 @@ def _text(file: str) -> str:
 def _tell(file: str, problem: Problem) -> None:
     """One line, as compilers write it, so that editors find the place."""
     click.echo(f"{file}:{problem.line}:{problem.column}: {problem.message}", err=True)
+
+
+def _warn(file: str, remarks: Sequence[NotOffered], document: Document, *, also: str = "") -> None:
+    for one in remarks:
+        _tell(file, Problem(f"warning: {one.said}{also}", *document.place(one.place)))
 
 
 def _end(file: str, problems: Sequence[Problem]) -> NoReturn:

@@ -111,6 +111,55 @@ async def test_the_owners_default_counts_too(tmp_path: Path) -> None:
         assert "`acme/.github`" in it.runs()[0]["output"]["summary"]
 
 
+async def remarks(it: Box, **files: str) -> list[tuple[int, int, str]]:
+    """The warnings of the check run, which must say that the file can be used."""
+    assert await it.check.look(it.repo, await it.pull(**files)) is True
+    (run,) = it.runs()
+    assert run["conclusion"] == "success"
+    shown = it.sandbox.world.repository("acme", "thing").check_runs[run["id"]].annotations
+    assert {one["annotation_level"] for one in shown} <= {"warning"}
+    return [(one["start_line"], one["start_column"], one["message"]) for one in shown]
+
+
+async def test_a_merge_that_waits_for_approvals_that_nobody_wants(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        ((line, column, said),) = await remarks(it, **{PATH: "approvals:\n  merge: auto\n"})
+        assert (line, column) == (2, 10)
+        assert "`merge: auto` does nothing while no approvals are wanted" in said
+        assert "`merge: auto` does nothing" in it.runs()[0]["output"]["summary"]
+
+
+async def test_a_merge_after_approvals_is_no_remark(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        await it.sandbox.create_repo("acme/.github", files={PATH: "approvals: {final: {required: 1}}\n"})
+        assert await remarks(it, **{PATH: "approvals:\n  merge: auto\n"}) == []
+
+
+OWNED = "approvals:\n  final: {required: 1, codeowners: true}\n"
+
+
+async def test_code_owners_that_only_github_can_tell(tmp_path: Path) -> None:
+    async with box(tmp_path) as it:
+        owners = "*.py @octocat maria@example.com\n*.md maria@example.com carl@example.com\n"
+        ((line, column, said),) = await remarks(it, **{PATH: OWNED, "CODEOWNERS": owners})
+        assert (line, column) == (2, 36)
+        assert said.startswith("2 code owners are named by an e-mail address in CODEOWNERS.")
+        assert "example.com" not in it.runs()[0]["output"]["summary"]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {PATH: OWNED, "CODEOWNERS": "* @octocat @acme/core\n"},
+        {PATH: OWNED},  # there are none
+        {PATH: "agent: claude\n", "CODEOWNERS": "* maria@example.com\n"},  # nobody asks for them
+    ],
+)
+async def test_code_owners_about_whom_there_is_nothing_to_say(tmp_path: Path, files: dict[str, str]) -> None:
+    async with box(tmp_path) as it:
+        assert await remarks(it, **files) == []
+
+
 async def test_a_pull_request_from_a_fork(tmp_path: Path) -> None:
     async with box(tmp_path) as it:
         mallory = it.sandbox.as_user("mallory")

@@ -68,6 +68,26 @@ def test_what_the_server_makes_of_it(folder: Path) -> None:
     assert run("c.yml", "--server", "--config", "conductor.toml").exit_code == 2
 
 
+def test_a_merge_that_waits_for_approvals_that_nobody_wants(folder: Path) -> None:
+    (folder / "conductor.toml").write_text("approvals_required = 1\n")
+    (folder / "c.yml").write_text("approvals:\n  merge: auto\n")
+    done = run("c.yml")
+    assert done.exit_code == 0
+    (told,) = done.stderr.splitlines()
+    assert told.startswith("c.yml:2:10: warning: `merge: auto` does nothing while no approvals are wanted")
+    assert "--server" in told
+    assert run("c.yml", "--server", "--config", "conductor.toml").stderr == "", "the server wants some"
+    (folder / "conductor.toml").write_text("approvals_required = 0\n")
+    done = run("c.yml", "--server", "--config", "conductor.toml")
+    assert (done.exit_code, done.stderr.count("warning")) == (0, 1)
+    (folder / "conductor.toml").write_text("approvals_required = 1\nautomatic_merges = false\n")
+    assert "the server's operator" in run("c.yml", "--server", "--config", "conductor.toml").stderr
+    (folder / "c.yml").write_text("approvals: {merge: queue, final: {required: 1}}\n")
+    assert run("c.yml").stderr == ""
+    (folder / "c.yml").write_text("approvals: {final: {required: 0}}\n")
+    assert run("c.yml").stderr == ""
+
+
 def test_the_organisations_default(folder: Path) -> None:
     (folder / "default.yml").write_text("protected: [a]\n")
     done = run("-", "--organisation", "default.yml", "--show", text="protected: [b]\n")
