@@ -29,6 +29,7 @@ KNOWN_THEN = {
     "job", "jobs", "fence", "phase", "failure", "message", "branches", "files", "no files", "pulls", "pull", "comments",
     "comment", "no comment", "check", "checks", "reactions", "tokens", "cost", "llm requests",
     "llm saw", "llm never saw", "large files", "threads", "resolved", "review", "approvals", "pull comment", "merged",
+    "into",
 }  # fmt: skip
 
 
@@ -76,6 +77,10 @@ class Teller:
             return
         if "sees check" in act:  # anybody, on the pull request's head
             await self._until_checked(act["sees check"])
+            return
+        if "model goes on" in act:  # with the turn that waits for this
+            assert self.box.llm is not None
+            self.box.llm.open(act["model goes on"])
             return
         who = act.pop("as")
         person = github.as_user(who)
@@ -129,6 +134,9 @@ class Teller:
                 private=what.get("private", False),
                 collaborators=what.get("roles", {}),
             )
+        elif verb == "makes team":  # with a role in the repository, if any
+            role = {REPO: what["role"]} if "role" in what else {}
+            github.add_team(REPO.partition("/")[0], what["name"], what["members"], repositories=role)
         elif verb == "pushes submodules":
             await person.push_submodules(what.get("in", REPO), what["branch"], what["paths"])
         elif verb == "pushes to":
@@ -261,6 +269,8 @@ class Teller:
             (pull,) = github.pulls(REPO)
             for part in _list(then["pull"]):
                 assert part in f"{pull['title']}\n{pull['body']}"
+        if "into" in then:  # the branch that the pull request is for
+            assert [pull["base"]["ref"] for pull in github.pulls(REPO)] == [then["into"]]
         if "comments" in then:
             assert len(github.comments(REPO, self.number)) == then["comments"]
         told = self._told()
