@@ -221,7 +221,7 @@ class CatchingUp:
         if attempt.received:
             received.add(attempt.guid)
             missed.pop(attempt.guid, None)
-        elif attempt.guid not in received and attempt.action in self._wanted.get(attempt.event, ()):
+        elif attempt.guid not in received and (attempt.action or "") in self._wanted.get(attempt.event, ()):
             missed[attempt.guid] = (
                 attempt  # in the end the first attempt: its time says what came before what
             )
@@ -243,7 +243,7 @@ class CatchingUp:
             return
         if payload is None:
             return  # GitHub was asked to send it again
-        if payload.get("action") not in self._wanted.get(attempt.event, ()):
+        if payload.get("action", "") not in self._wanted.get(attempt.event, ()):
             log.error("a missed delivery was left out", delivery=attempt.guid, reason="it is another action")
             return
         await self._store(Delivery.of(attempt.guid, attempt.event, payload, orjson.dumps(payload)))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 
 import structlog
 
 from bot.approval_store import ApprovalStore
+from bot.approvals import policy_for
 from bot.audit import Audit, operator
 from bot.audit_chain import AuditKind
 from bot.budget import limits_before, next_step, scopes, sentence, used_up
@@ -26,6 +27,7 @@ from bot.facts import FactFinder
 from bot.ledger import Ledger, today
 from bot.model import (
     Actor,
+    Approval,
     ApprovalState,
     Job,
     JobState,
@@ -56,6 +58,7 @@ from bot.reasons import all_of
 from bot.render import render, waiting_words
 from bot.repo_config import PATH as CONFIG_PATH
 from bot.repo_config import RepoConfig, dump
+from bot.repo_config import of as config_of
 from bot.report import Reporter
 from bot.scheduling import Scheduler
 from bot.services import services_of
@@ -116,9 +119,9 @@ class Conductor:
                 config_problem=facts.config_problem or self._not_offered(facts.config),
             )
             choice = choose(self.rules, facts.config, request)
-            # what a retry brings along was allowed then; it is cut to what is allowed now
-            timeout = None if request.retry_of else request.timeout
-            decision = decide(self.rules, facts, agent=choice.agent, timeout=timeout, base=request.base)
+            decision = decide(
+                self.rules, facts, agent=choice.agent, timeout=request.timeout, base=request.base
+            )
             if not decision.allowed:
                 await self._refuse(request.repo, request.number, request.trigger, decision)
                 return None
@@ -209,9 +212,19 @@ class Conductor:
         return True
 
     async def retry(
-        self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0, budget: float | None = None
+        self,
+        repo: Repo,
+        number: int,
+        trigger: Trigger,
+        *,
+        ordinal: int = 0,
+        budget: float | None = None,
+        timeout: int | None = None,
     ) -> Job | None:
-        """Do the last job of this issue or pull request once more, as a new job; ``budget`` replaces its own."""
+        """Do the last job of this issue or pull request once more, as a new job.
+
+        ``budget`` and ``timeout`` replace its own; they are decided about as for any job.
+        """
         if not await self.allowed(repo, number, trigger):
             return None
         new_id = job_id_for(trigger.delivery_id, ordinal)
@@ -221,7 +234,13 @@ class Conductor:
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
         return await self.retry_job(
-            jobs[0], trigger, number=number, ordinal=ordinal, allowed=True, budget=budget
+            jobs[0],
+            trigger,
+            number=number,
+            ordinal=ordinal,
+            allowed=True,
+            budget=budget,
+            timeout=timeout,
         )
 
     async def retry_job(
@@ -235,11 +254,12 @@ class Conductor:
         go_on: bool = False,
         words: str = "",
         budget: float | None = None,
+        timeout: int | None = None,
     ) -> Job | None:
         """Do one job once more, as a new job.
 
         ``number``: where to answer; ``allowed``: that was asked already; ``go_on``: from where it stopped, with
-        ``words`` to go by; ``budget``: what it may cost, instead of what was said then.
+        ``words`` to go by; ``budget``, ``timeout``: what it may cost and take, instead of what was said then.
         """
         repo, number = last.repo, number or last.number
         if not allowed and not await self.allowed(repo, number, trigger):
@@ -261,7 +281,8 @@ class Conductor:
                 body=last.body,
                 agent=last.agent,
                 model=last.model,
-                timeout=last.timeout,
+                timeout=timeout,
+                usual_timeout=last.timeout,
                 # of a pull request it was found out, and not asked for
                 base=last.base if last.target is TargetKind.issue else None,
                 retry_of=last.id,
@@ -284,6 +305,7 @@ class Conductor:
         *,
         ordinal: int = 0,
         budget: float | None = None,
+        timeout: int | None = None,
     ) -> Job | None:
         """Answer the question that a paused job asks; or go on from where the last job stopped, as a new job."""
         if not await self.allowed(repo, number, trigger, more=True):
@@ -297,6 +319,10 @@ class Conductor:
                 if await self._approvals.pending_of(paused.id) is not None:
                     # what was asked of a reviewer only a review decides
                     text = "This waits for a review; a comment decides nothing. `/agent approve` says where to click."
+                    await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+                    return None
+                if budget is not None or timeout is not None:
+                    text = "A paused job keeps its limits. Write `/agent resume` and your answer, without options."
                     await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
                     return None
                 return await self._answer(paused, trigger, words, number, ordinal)
@@ -313,6 +339,7 @@ class Conductor:
             go_on=True,
             words=words,
             budget=budget,
+            timeout=timeout,
         )
 
     async def _answer(
@@ -350,8 +377,24 @@ class Conductor:
             for job in jobs
             if job.state is JobState.queued
         }
-        text = render("comments/status.md.j2", jobs=jobs, waits=waits)
+        pending = await self._pending(repo, number, jobs)
+        decided_on = {approval.job_id for approval, _, _ in pending}
+        asking = [job for job in jobs if job.state is JobState.paused and job.id not in decided_on]
+        asking = [job for job in asking if job.answer is None]
+        text = render("comments/status.md.j2", jobs=jobs, waits=waits, pending=pending, asking=asking)
         await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+
+    async def _pending(self, repo: Repo, number: int, jobs: Sequence[Job]) -> list[tuple[Approval, Job, str]]:
+        """What reviewers are asked for these jobs or in this pull request, for which job, and who may approve it."""
+        asked = await self._approvals.pending_on(repo.id, number)
+        asked += [one for job in jobs if (one := await self._approvals.pending_of(job.id)) is not None]
+        found = []
+        for approval in {one.id: one for one in asked}.values():
+            job = await self.store.job(approval.job_id)
+            if job is not None:
+                policy = policy_for(config_of(job), approval.kind, repo.owner)
+                found.append((approval, job, policy.whom()))
+        return found
 
     async def help(
         self, repo: Repo, number: int, trigger: Trigger, *, problem: str = "", ordinal: int = 0
@@ -434,7 +477,7 @@ class Conductor:
             once = f"flood:{repo.id}:{trigger.actor.id}:{hour}"
             await self.reporter.refuse(repo, number, trigger, decision.refusals, once=once)
         elif not decision.silent:
-            await self.reporter.refuse(repo, number, trigger, decision.refusals)
+            await self.reporter.refuse(repo, number, trigger, decision.refusals, hourly=not decision.lasting)
 
     async def _best_effort(self, work: Awaitable[None], job: Job) -> None:
         """Report what can be reported: a GitHub that does not answer must not lose an accepted job."""

@@ -7,13 +7,25 @@ or blocks anything.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
 
 from bot.errors import GitHubUnavailable
+from bot.events import Comment
 from bot.facts import FactFinder
-from bot.feedback import Feedback, Reply, parse_replies, read_feedback, thread_ids
+from bot.feedback import (
+    Asked,
+    Feedback,
+    Reply,
+    earlier_words,
+    in_place,
+    parse_replies,
+    read_feedback,
+    thread_ids,
+)
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import GitHubError, NotFound, OutcomeUnknown, Unprocessable
 from bot.model import Actor, Job, Repo, TargetKind
@@ -22,10 +34,10 @@ from bot.redact import Redactor
 from bot.render import clip, marker, render
 from bot.review_comments import Placed, place
 from bot.standing import at_least
+from bot.thread_replies import comments_on_diff, is_there, reply
 
 log = structlog.get_logger(__name__)
 
-MAX_COMMENTS = 2_000  # of a pull request's comments on its diff, the newest ones
 MAX_FILES = (
     3_000  # GitHub lists no more: https://docs.github.com/en/rest/pulls/pulls#list-pull-requests-files
 )
@@ -82,41 +94,55 @@ class Conversation:
             return None
         if (review.get("user") or {}).get("id") != author.id:
             return None
-        comments = await self._comments(repo, number)
+        comments = await comments_on_diff(client, repo, number)
         own = {_root(one) for one in comments if one.get("pull_request_review_id") == review_id}
+        me = (await self._github.identity()).user_id
+        trusted = await self._trusted(repo, [one for one in comments if _root(one) in own], author)
+        return read_feedback(review, comments, body=body, trusted=trusted, me=me)
+
+    async def in_place(
+        self, repo: Repo, number: int, comment: Comment, words: str, *, replies: bool
+    ) -> Asked:
+        """``words`` of an inline comment with the place in the diff, and what was said there before.
+
+        The caller has made sure that the comment's author may command us; whose words else are shown is decided as
+        for :meth:`feedback`. ``replies``: the agent may answer in the thread.
+        """
+        thread = comment.thread
+        if thread is None:
+            return Asked(text=words)
+        if thread.id == comment.id:  # it began the thread
+            return in_place(words, thread, replies=replies)
+        try:
+            found = await comments_on_diff(self._client(repo), repo, number)
+            talk = [one for one in found if _root(one) == thread.id and int(one["id"]) < comment.id]
+            earlier, left_out = earlier_words(
+                talk,
+                before=comment.id,
+                at=comment.written_at or datetime.now(UTC),
+                trusted=await self._trusted(repo, talk, comment.author),
+                me=(await self._github.identity()).user_id,
+            )
+        except GitHubError as error:
+            log.warning("thread not read", thread=thread.id, repo=repo.full_name, error=str(error))
+            earlier, left_out = [], ["What was said in the thread before could not be read."]
+        return in_place(words, replace(thread, earlier=earlier), left_out=left_out, replies=replies)
+
+    async def _trusted(self, repo: Repo, comments: Sequence[Mapping[str, Any]], author: Actor) -> set[int]:
+        """The ids of those who wrote ``comments`` and whose words an agent may read; ``author`` is one of them."""
         others = {
             one["user"]["id"]: one["user"]
             for one in comments
-            if one.get("user") and one["user"].get("type") == "User" and _root(one) in own
+            if one.get("user") and one["user"].get("type") == "User"
         }
         others.pop(author.id, None)
-        me = (await self._github.identity()).user_id
-        trusted = {author.id, *await self._trusted(repo, list(others.values())[:MAX_ASKED])}
-        return read_feedback(review, comments, body=body, trusted=trusted, me=me)
-
-    async def _comments(self, repo: Repo, number: int) -> list[Mapping[str, Any]]:
-        url = path(
-            "/repos/{owner}/{repo}/pulls/{number}/comments",
-            {"sort": "created", "direction": "desc"},
-            owner=repo.owner,
-            repo=repo.name,
-            number=number,
-        )
-        found: list[Mapping[str, Any]] = []
-        async for one in self._client(repo).getiter(url):
-            found.append(one)
-            if len(found) == MAX_COMMENTS:
-                break
-        return found
-
-    async def _trusted(self, repo: Repo, people: Sequence[Mapping[str, Any]]) -> set[int]:
-        """The ids of those whose words an agent may read."""
-        if not people:
-            return set()
+        if not others:
+            return {author.id}
         repository = await self._client(repo).getitem(self._path(repo, ""))
         needed = "read" if repository.get("private") else "write"
+        people = list(others.values())[:MAX_ASKED]
         permissions = {one["id"]: await self._facts.permission(repo, str(one["login"])) for one in people}
-        return {number for number, permission in permissions.items() if at_least(permission, needed)}
+        return {author.id} | {one for one, permission in permissions.items() if at_least(permission, needed)}
 
     # --- what the agent says to threads
 
@@ -131,55 +157,45 @@ class Conversation:
         if number is None or not shown or not replies:
             return []
         try:
-            comments = await self._comments(job.repo, number)
+            comments = await comments_on_diff(self._client(job.repo), job.repo, number)
         except (GitHubError, GitHubUnavailable) as error:
             log.warning("threads not read", error=str(error), **job.log_context())
             return ["The review's threads could not be read, so they were not answered."]
         first = {int(one["id"]) for one in comments if not one.get("in_reply_to_id")}
         wanted = parse_replies(replies, shown & first)
-        me = (await self._github.identity()).user_id
-        ours = [str(one.get("body") or "") for one in comments if (one.get("user") or {}).get("id") == me]
         failed = 0
-        for reply in wanted:
-            if not await self._post_reply(job, number, reply, ours):
+        for answer in wanted:
+            if not await self._post_reply(job, number, answer, comments):
                 failed += 1
         sentences = [f"{_threads(failed)} of the review could not be answered."] if failed else []
         if job.head_sha and not job.held_back:
             sentences += await self._resolve(job, number, {one.thread for one in wanted if one.resolved})
         return sentences
 
-    async def _post_reply(self, job: Job, number: int, reply: Reply, ours: Collection[str]) -> bool:
-        mark = marker("thread", f"{job.id}/{reply.thread}")
-        if any(mark in body for body in ours):
-            return True
-        body = self._clean(render("comments/thread.md.j2", marker=mark, reply=reply, job=job))
-        url = self._path(job.repo, "/pulls/{number}/comments/{id}/replies", number=number, id=reply.thread)
-        for tried in range(2):
-            try:
-                client = self._client(job.repo)
-                await client.post(url, data={"body": body})
-            except OutcomeUnknown:
-                if await self._is_there(job.repo, number, mark):
-                    return True
-                if tried:
-                    return False
-            except (GitHubError, GitHubUnavailable) as error:
-                log.warning("thread not answered", thread=reply.thread, error=str(error), **job.log_context())
-                return False
-            else:
-                return True
-        return False
-
-    async def _is_there(self, repo: Repo, number: int, mark: str) -> bool:
-        """Whether a reply of ours has been posted; True when nobody can tell, so that it is not said twice."""
+    async def _post_reply(
+        self, job: Job, number: int, answer: Reply, comments: Sequence[Mapping[str, Any]]
+    ) -> bool:
+        mark = marker("thread", f"{job.id}/{answer.thread}")
+        body = self._clean(render("comments/thread.md.j2", marker=mark, reply=answer, job=job))
         try:
-            me = (await self._github.identity()).user_id
-            return any(
-                (one.get("user") or {}).get("id") == me and mark in (one.get("body") or "")
-                for one in await self._comments(repo, number)
-            )
-        except (GitHubError, GitHubUnavailable):
-            return True
+            await self._reply_once(job.repo, number, answer.thread, body, mark, comments)
+        except (GitHubError, GitHubUnavailable) as error:
+            log.warning("thread not answered", thread=answer.thread, error=str(error), **job.log_context())
+            return False
+        return True
+
+    async def _reply_once(
+        self,
+        repo: Repo,
+        number: int,
+        thread: int,
+        body: str,
+        mark: str,
+        comments: Sequence[Mapping[str, Any]],
+    ) -> None:
+        me = (await self._github.identity()).user_id
+        if not is_there(comments, mark, me):
+            await reply(self._client(repo), repo, number, thread, body, mark=mark, me=me)
 
     async def _resolve(self, job: Job, number: int, threads: Collection[int]) -> list[str]:
         """Mark threads as resolved; sentences about those that could not be."""
@@ -298,9 +314,20 @@ class Conversation:
     # --- an answer
 
     async def answer(self, job: Job) -> None:
-        """Post the agent's answer to a question as a comment of its own, once: those are noticed."""
-        mark = marker("answer", job.id)
+        """Post the agent's answer to a question as a comment of its own, once: those are noticed.
+
+        It stands in the thread in which was asked; where that is gone, below the pull request.
+        """
+        mark, thread = marker("answer", job.id), job.trigger.thread
         body = self._clean(render("comments/answer.md.j2", marker=mark, job=job))
+        if thread is not None and job.target is TargetKind.pull_request:
+            try:
+                comments = await comments_on_diff(self._client(job.repo), job.repo, job.number)
+                await self._reply_once(job.repo, job.number, thread, body, mark, comments)
+            except (NotFound, Unprocessable) as error:
+                log.info("the thread is gone", thread=thread, error=str(error), **job.log_context())
+            else:
+                return
         await self._comment_once(job.repo, job.number, mark, body)
 
     async def _comment_once(self, repo: Repo, number: int, mark: str, body: str) -> None:

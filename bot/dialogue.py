@@ -14,10 +14,10 @@ from bot.check_reader import CheckReader
 from bot.conductor import Conductor
 from bot.conversation import Conversation
 from bot.errors import ConductorError
-from bot.events import Event, SubmittedReview
+from bot.events import Comment, Event, SubmittedReview
 from bot.facts import FactFinder
 from bot.failed_checks import instructions as about_checks
-from bot.feedback import instructions, merge
+from bot.feedback import Asked, instructions, merge
 from bot.model import (
     Actor,
     Approval,
@@ -136,6 +136,14 @@ class Dialogue:
         return None
 
     # --- words for a job
+
+    async def in_place(
+        self, repo: Repo, number: int, comment: Comment, words: str, *, replies: bool = False
+    ) -> Asked:
+        """What an inline comment asks for, with the place in the diff; of who may not command us, the words alone."""
+        if not authorize(await self._facts.who(repo, comment.author)).allowed:
+            return Asked(text=words)  # it is refused in any case: no more questions for a stranger
+        return await self._conversation.in_place(repo, number, comment, words, replies=replies)
 
     async def tell(self, repo: Repo, number: int, trigger: Trigger, words: str, *, ordinal: int = 0) -> None:
         """Give ``words`` to the agent that works here: it reads them when its turn is over."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from bot.feedback import ReviewThread, thread_of
 from bot.model import Actor, Repo, TargetKind
 
 
@@ -29,6 +30,7 @@ class Comment:
     kind: str = "issue"  # "issue": of an issue or pull request; "review": inline in a diff
     via_app: int | None = None  # the App that wrote it, if one did
     written_at: datetime | None = None  # by GitHub's clock
+    thread: ReviewThread | None = None  # the place in the diff that an inline one stands at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,14 @@ class Suite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CommitStatus:
+    """What a service reports about a commit in the way that is older than check runs."""
+
+    sha: str
+    state: str  # "pending", "success", "failure" or "error"
+
+
+@dataclass(frozen=True, kw_only=True)
 class InstallationChange:
     """What an ``installation`` or ``installation_repositories`` event tells of the installation."""
 
@@ -81,7 +91,7 @@ class Event:
     action: str  # "labeled"
     repo: Repo  # without id and name in events about an installation: those are about an account
     actor: Actor  # who caused the event: not the issue's author
-    number: int  # 0 for check runs and suites, whose jobs know, and for what is about no issue
+    number: int  # 0 for checks of any kind, whose jobs know, and for what is about no issue
     target: TargetKind
     title: str
     body: str
@@ -90,9 +100,12 @@ class Event:
     head_sha: str | None = None  # of the pull request, where the event tells
     label: str | None = None
     comment: Comment | None = None
+    opened_by: Actor | None = None  # when it is new: its author, who sent it
+    labels: tuple[str, ...] = ()  # that it has, when it is new
     check: Check | None = None
     review: SubmittedReview | None = None
     suite: Suite | None = None
+    status: CommitStatus | None = None
     queued_sha: str | None = None  # a merge queue's commit, which needs our check runs too
     installation: InstallationChange | None = None
     former: str = ""  # of a repository that moved: its owner/name before
@@ -114,7 +127,8 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
         repository, installation = payload["repository"], payload["installation"]
         check, suite = payload.get("check_run"), payload.get("check_suite")
         group = payload.get("merge_group")
-        subject = payload.get("issue") or ({"number": 0} if check or suite else None)
+        status = _status(payload) if name == "status" else None
+        subject = payload.get("issue") or ({"number": 0} if check or suite or status else None)
         if subject is None:
             subject = {"number": _queued(group)} if group else payload["pull_request"]
         is_pull = "issue" not in payload or bool(subject.get("pull_request"))
@@ -139,9 +153,12 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             head_sha=_head_of(payload.get("pull_request")),
             label=str(payload["label"]["name"]) if payload.get("label") else None,
             comment=_comment(name, comment) if comment else None,
+            opened_by=_opened_by(payload, subject),
+            labels=tuple(str(one["name"]) for one in subject.get("labels") or ()),
             check=_check(check, payload) if check else None,
             review=_review(payload["review"]) if payload.get("review") else None,
             suite=_suite(suite) if suite else None,
+            status=status,
             queued_sha=str(group["head_sha"]) if group else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -219,6 +236,19 @@ def _actor(user: Mapping[str, Any]) -> Actor:
     return Actor(login=str(user["login"]), id=int(user["id"]), type=str(user.get("type") or "User"))
 
 
+def _opened_by(payload: Mapping[str, Any], subject: Mapping[str, Any]) -> Actor | None:
+    """Who wrote what is new with their own hands: no App in their name, and nobody who moved it here.
+
+    An issue that was transferred is opened once more, with ``changes`` that tell where it was.
+    """
+    author = subject.get("user")
+    if payload.get("action") != "opened" or not author or payload.get("changes"):
+        return None
+    if subject.get("performed_via_github_app") or author["id"] != payload["sender"]["id"]:
+        return None
+    return _actor(author)
+
+
 def _check(run: Mapping[str, Any], payload: Mapping[str, Any]) -> Check:
     pressed = payload.get("requested_action")
     return Check(
@@ -231,6 +261,11 @@ def _check(run: Mapping[str, Any], payload: Mapping[str, Any]) -> Check:
 
 def _suite(suite: Mapping[str, Any]) -> Suite:
     return Suite(head_sha=str(suite["head_sha"]), app_id=int(suite["app"]["id"]))
+
+
+def _status(payload: Mapping[str, Any]) -> CommitStatus:
+    """https://docs.github.com/en/webhooks/webhook-events-and-payloads#status, which has no action."""
+    return CommitStatus(sha=str(payload["sha"]), state=str(payload["state"]))
 
 
 def _queued(group: Mapping[str, Any]) -> int:
@@ -257,11 +292,13 @@ def _review(review: Mapping[str, Any]) -> SubmittedReview:
 
 def _comment(event: str, comment: Mapping[str, Any]) -> Comment:
     app = comment.get("performed_via_github_app")
+    inline = event == "pull_request_review_comment"
     return Comment(
         id=int(comment["id"]),
         body=str(comment.get("body") or ""),
         author=_actor(comment["user"]),
-        kind="review" if event == "pull_request_review_comment" else "issue",
+        kind="review" if inline else "issue",
         via_app=int(app["id"]) if app else None,
         written_at=_moment(comment.get("created_at")),
+        thread=thread_of(comment) if inline else None,
     )

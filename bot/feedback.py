@@ -57,8 +57,8 @@ class ReviewThread:
     id: int
     place: str  # "`src/a.py`, lines 3 to 5"
     hunk: str  # the diff up to there
-    earlier: Sequence[Words]
-    said: Sequence[Words]  # by this review
+    earlier: Sequence[Words] = ()
+    said: Sequence[Words] = ()  # by this review
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +198,68 @@ def _threads(
     if len(threads) > MAX_THREADS:
         left_out.append(f"{_count(len(threads) - MAX_THREADS, 'thread')} of the review: it has too many.")
     return threads[:MAX_THREADS], left_out
+
+
+def thread_of(comment: Mapping[str, Any]) -> ReviewThread:
+    """The place that a comment on the diff speaks about, without what was said there."""
+    return ReviewThread(
+        id=int(comment.get("in_reply_to_id") or comment["id"]),
+        place=_place(comment),
+        hunk=_hunk(str(comment.get("diff_hunk") or "")),
+    )
+
+
+def earlier_words(
+    comments: Sequence[Mapping[str, Any]],
+    *,
+    before: int,
+    at: datetime,
+    trusted: Collection[int],
+    me: int,
+) -> tuple[list[Words], list[str]]:
+    """What was said in a thread before its comment ``before``, written ``at``, and what of that is left out.
+
+    ``comments`` are the thread's; ``trusted`` and ``me`` are as for :func:`read_feedback`.
+    """
+    shown: list[Words] = []
+    edited = strangers = 0
+    for one in sorted(comments, key=lambda one: int(one["id"])):
+        if int(one["id"]) >= before:
+            break
+        user = one.get("user") or {}
+        changed = _time(one.get("updated_at"))
+        if user.get("id") != me and user.get("id") not in trusted:
+            strangers += 1
+        elif changed is None or changed > at + SUBMITTING:
+            edited += 1
+        elif text := visible_words(str(one.get("body") or "")):
+            by = "You" if user.get("id") == me else str(user.get("login") or "somebody")
+            shown.append(Words(by=by, text=text))
+    left_out = []
+    if edited:
+        left_out.append(f"{_count(edited, 'comment')} of the thread, edited after the command was written.")
+    if strangers:
+        left_out.append(
+            f"{_count(strangers, 'earlier comment')} in the thread by people without write access."
+        )
+    return shown[-MAX_EARLIER:], left_out
+
+
+def in_place(words: str, thread: ReviewThread, *, left_out: Sequence[str] = (), replies: bool) -> Asked:
+    """``words`` of a comment on the diff with the place that they are about.
+
+    ``replies``: the agent may answer in the thread.
+    """
+    text = render(
+        "prompts/inline.md.j2",
+        limit=sys.maxsize,
+        words=words,
+        thread=thread,
+        left_out=left_out,
+        replies=replies,
+        quoted=quoted,
+    ).strip()
+    return Asked(text=text, left_out=tuple(left_out))
 
 
 def instructions(feedbacks: Sequence[Feedback]) -> Asked:

@@ -58,8 +58,8 @@ class Fixer:
         self._submit = submit
         self._tell = tell
 
-    async def completed(self, repo: Repo, sha: str, *, app_id: int) -> None:
-        """All check runs of the App ``app_id`` on a commit have ended, well or not.
+    async def completed(self, repo: Repo, sha: str, *, app_id: int | None = None) -> None:
+        """All check runs of the App ``app_id`` on a commit have ended, well or not; None: a commit status has.
 
         Most commits are not ours: for those one question to SQL is all that happens.
         """

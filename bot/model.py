@@ -148,6 +148,7 @@ class Trigger:
     actor: Actor
     comment_id: int | None = None  # the comment with the command, if there is one
     comment_kind: str = "issue"  # "issue", "review" (inline) or "review_body" (takes no reactions)
+    thread: int | None = None  # an inline one's: the first comment there, which answers go to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,9 +164,10 @@ class Request:
     body: str  # the issue's text as it was in the payload of the trigger
     agent: str | None = None  # None: the server's default
     model: str | None = None
-    timeout: int | None = None  # seconds
+    timeout: int | None = None  # seconds; asked for, and refused when that is too long
     base: str | None = None
     retry_of: str | None = None
+    usual_timeout: int | None = None  # of retry_of, when none is asked for; cut to what is allowed now
     budget: float | None = None  # US dollars, when the asker sets a limit of their own
     go_on: bool = False  # with retry_of: from the work in progress that the other job left
     kind: JobKind = JobKind.task

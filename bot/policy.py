@@ -141,6 +141,7 @@ class Decision:
     root: Reason
     silent: bool = False
     flood: bool = False  # a no that is told once and not for each thing that is asked
+    lasting: bool = False  # a no to the person, who need not hear it again
 
     @property
     def allowed(self) -> bool:
@@ -167,7 +168,7 @@ def authorize(facts: Facts) -> Decision:
             else "I could not find out whether your account is in use, so I did nothing. Please try again later."
         )
         reason = Reason(question="is the asker's account in use", ok=False, said=said)
-        return Decision(root=all_of("may command", [reason]))
+        return Decision(root=all_of("may command", [reason]), lasting=facts.suspended is True)
     may = at_least(facts.permission, NEEDED)
     if facts.permission is None:
         said = "I could not find out whether you have write access, so I did nothing. Please try again later."
@@ -178,7 +179,8 @@ def authorize(facts: Facts) -> Decision:
             f"Starting or stopping work needs write access to this repository; you have {facts.permission}."
         )
     reason = Reason(question="may the asker write", ok=may, said=said)
-    return Decision(root=all_of("may command", [reason]))
+    lasting = facts.permission is not None and not may
+    return Decision(root=all_of("may command", [reason]), lasting=lasting)
 
 
 def may_go_on(facts: Facts) -> Decision:
@@ -256,7 +258,8 @@ def choose(rules: Rules, config: RepoConfig, request: Request) -> Choice:
     # a model fits its own agent only: the repository's is for the repository's agent
     model = request.model or (config.model if agent == usual else None) or rules.models.get(agent)
     longest = longest_of(rules, config)
-    return Choice(agent=agent, model=model, timeout=min(request.timeout or longest, longest))
+    timeout = request.timeout or request.usual_timeout or longest
+    return Choice(agent=agent, model=model, timeout=min(timeout, longest))
 
 
 def longest_of(rules: Rules, config: RepoConfig) -> int:

@@ -29,6 +29,7 @@ from bot.permissions import CHANGE, SPEAK
 from bot.redact import Redactor
 from bot.render import clip, marker, oneline, quiet, quiet_line, render, waiting_words
 from bot.store import Store
+from bot.thread_replies import comments_on_diff, is_there, reply
 
 log = structlog.get_logger(__name__)
 
@@ -151,7 +152,7 @@ class Reporter:
             raise ValueError("the job asks nothing")
         mark = marker("question", f"{job.id}/{_iso(job.asked_at)}")
         body = self._clean(render("comments/question.md.j2", marker=mark, job=job))
-        await self._upsert_comment(job.repo, job.number, mark, body, known=None)
+        await self._say(job.repo, job.number, job.trigger, mark, body)
         await self._store.mark_reported(job.id, job.state)
 
     async def check(
@@ -284,10 +285,22 @@ class Reporter:
     # --- answers to people
 
     async def refuse(
-        self, repo: Repo, number: int, trigger: Trigger, sentences: Sequence[str], *, once: str = ""
+        self,
+        repo: Repo,
+        number: int,
+        trigger: Trigger,
+        sentences: Sequence[str],
+        *,
+        once: str = "",
+        hourly: bool = False,
     ) -> None:
-        """Say no politely, once for each person and issue, or once for all that has the key ``once``."""
+        """Say no politely, once for each person and issue, or once for all that has the key ``once``.
+
+        ``hourly``: again in another hour, to somebody who may have mended meanwhile what was in the way.
+        """
         key = once or f"refused:{repo.id}:{number}:{trigger.actor.id}:{_digest(sentences)}"
+        if hourly:
+            key = f"{key}:{datetime.now(UTC).strftime('%Y-%m-%dT%H')}"
         if not await self._store.say_once(key, trigger.delivery_id):
             return
         mark = marker("refusal", trigger.delivery_id)
@@ -295,7 +308,7 @@ class Reporter:
             "comments/refusal.md.j2", marker=mark, login=trigger.actor.login, sentences=list(sentences)
         )
         try:
-            await self._upsert_comment(repo, number, mark, self._clean(body), known=None)
+            await self._say(repo, number, trigger, mark, self._clean(body))
         except Exception:
             await self._store.unsay(key)  # the delivery is tried again, and then it must be said
             raise
@@ -316,6 +329,19 @@ class Reporter:
                 )
         mark = marker("reply", f"{trigger.delivery_id}/{ordinal}")
         body = self._clean(render("comments/reply.md.j2", marker=mark, text=text))
+        await self._say(repo, number, trigger, mark, body)
+
+    async def _say(self, repo: Repo, number: int, trigger: Trigger, mark: str, body: str) -> None:
+        """Answer where somebody wrote: in the thread of the diff or, where there is none (any more), below."""
+        if trigger.thread is not None:
+            client, me = self._client(repo), (await self._github.identity()).user_id
+            try:
+                if not is_there(await comments_on_diff(client, repo, number), mark, me):
+                    await reply(client, repo, number, trigger.thread, body, mark=mark, me=me)
+            except (NotFound, Unprocessable) as error:
+                log.info("the thread is gone", thread=trigger.thread, error=str(error))
+            else:
+                return
         await self._upsert_comment(repo, number, mark, body, known=None)
 
     async def comment(self, repo: Repo, number: int, mark: str, body: str) -> int:

@@ -203,7 +203,8 @@ HINTS: dict[FailureKind, str] = {
     FailureKind.infrastructure: "This is often temporary: comment `/agent retry` in a few minutes.",
     FailureKind.budget: "Ask for less, or comment `/agent retry --budget DOLLARS` with more, if that is allowed. "
     "A day's budget starts anew at midnight UTC.",
-    FailureKind.timeout: "Ask for a smaller piece of work, or give more time with `--timeout`.",
+    FailureKind.timeout: "Ask for a smaller piece of work, or comment `/agent retry --timeout TIME` with more, if that "
+    "is allowed.",
     FailureKind.idle: "Comment `/agent retry`; if it happens again, ask for a smaller piece of work.",
     FailureKind.disk: "Ask for work that needs less space, or the operator may raise the workspace's limit.",
     FailureKind.host: "Nothing was wrong with the task: comment `/agent retry`.",

@@ -27,7 +27,7 @@ class Router(Generic[Context]):
         ]
 
     def on(self, event: str, action: str) -> Callable[[Handler[Context]], Handler[Context]]:
-        """Register the decorated handler for ``event`` with ``action``."""
+        """Register the decorated handler for ``event`` with ``action``; "": of an event that has no actions."""
 
         def register(handler: Handler[Context]) -> Handler[Context]:
             self.routes.append((event, action, handler))

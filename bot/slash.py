@@ -94,10 +94,12 @@ COMMANDS: Mapping[str, CommandHelp] = {
             name="logs", usage="/agent logs", description="show the last lines of the last job's log"
         ),
         CommandHelp(name="cancel", usage="/agent cancel", description="stop what waits or runs here"),
-        CommandHelp(name="retry", usage="/agent retry", description="do the last job here once more, afresh"),
+        CommandHelp(
+            name="retry", usage="/agent retry [options]", description="do the last job here once more, afresh"
+        ),
         CommandHelp(
             name="resume",
-            usage="/agent resume [TEXT]",
+            usage="/agent resume [options] [TEXT]",
             description="answer the question that a paused job asks; or go on from where the last job stopped",
         ),
         CommandHelp(name="help", usage="/agent help", description="show this list"),
@@ -108,7 +110,11 @@ OPTIONS: Mapping[str, Option] = {
     for option in (
         Option(name="agent", value="NAME", description="the coding agent, for example claude or codex"),
         Option(name="model", value="NAME", description="the model that the agent uses"),
-        Option(name="timeout", value="TIME", description="the time limit: 90s, 30m, 2h"),
+        Option(
+            name="timeout",
+            value="TIME",
+            description="the time limit: 90s, 30m, 2h; also of `retry`, `resume`",
+        ),
         Option(
             name="budget",
             value="DOLLARS",
@@ -118,7 +124,10 @@ OPTIONS: Mapping[str, Option] = {
     )
 }
 #: Options that other commands than `run` take, too.
-_ALSO_OF: Mapping[str, frozenset[str]] = {"retry": frozenset({"budget"}), "resume": frozenset({"budget"})}
+_ALSO_OF: Mapping[str, frozenset[str]] = {
+    "retry": frozenset({"budget", "timeout"}),
+    "resume": frozenset({"budget", "timeout"}),
+}
 #: Commands that mean nothing without words, and what is said then.
 _NEED_TEXT: Mapping[str, str] = {
     "run": "Say what to do",
@@ -211,7 +220,7 @@ def _parse(first: str, more: str) -> Command:
         return Command(name="", problem="`--budget` needs US dollars such as `2.50` or `$10`.")
     if name not in KINDS and set(options) - _ALSO_OF.get(name, frozenset()):
         known = " and ".join(f"`--{option}`" for option in sorted(_ALSO_OF.get(name, ())))
-        takes = f"only the option {known}" if known else "no options"
+        takes = f"only the options {known}" if known else "no options"
         return Command(name="", problem=f"`{PREFIX} {name}` takes {takes}.")
     if name in _NEED_TEXT and not text:
         return Command(name="", problem=f"{_NEED_TEXT[name]}: `{COMMANDS[name].usage}`.")

@@ -165,6 +165,7 @@ class _Look:
         for number, issue in list(self._issues.items()):
             if issue.get("state") == "open":
                 found += await self._labels(number, issue)
+                found += await self._opened(number, issue)
         if self._search.wants("issue_comment", "created"):
             query = {"sort": "created", "direction": "asc", "since": since}
             for comment in await self._list("/issues/comments", query):
@@ -209,6 +210,24 @@ class _Look:
                     )
                 )
         return found
+
+    async def _opened(self, number: int, issue: Json) -> list[Found]:
+        event = "pull_request" if issue.get("pull_request") else "issues"
+        if not self._search.wants(event, "opened") or not self._is_asking(issue):
+            return []
+        subject = {"issue": issue} if event == "issues" else await self._pull(number)
+        kind = "issue" if event == "issues" else "pull_request"
+        return [
+            await self._found(
+                f"gap-opened-{issue['id']}",
+                (event, "opened"),
+                number,
+                issue["user"],
+                issue["created_at"],
+                subject,
+                key=(kind, int(subject[kind]["id"])),
+            )
+        ]
 
     async def _comment(self, comment: Json) -> list[Found]:
         if not self._is_asking(comment):
@@ -273,12 +292,13 @@ class _Look:
             and self._window.holds(_moment(review["submitted_at"]))
         ]
 
-    def _is_asking(self, comment: Json) -> bool:
+    def _is_asking(self, text: Json) -> bool:
+        """Whether a comment, or what an issue or pull request was opened with, is a person's command."""
         return (
-            _is_person(comment.get("user"))
-            and not comment.get("performed_via_github_app")
-            and self._window.holds(_moment(comment["created_at"]))
-            and self._search.is_command(str(comment.get("body") or ""))
+            _is_person(text.get("user"))
+            and not text.get("performed_via_github_app")
+            and self._window.holds(_moment(text["created_at"]))
+            and self._search.is_command(str(text.get("body") or ""))
         )
 
     async def _found(
@@ -298,12 +318,14 @@ class _Look:
             login=str(sender["login"]), id=int(sender["id"]), type=str(sender.get("type") or "User")
         )
         comment = key[1] if key[0] == "comment" else None
+        inline = more["comment"] if event == "pull_request_review_comment" else None
         trigger = Trigger(
             delivery_id=delivery_id,
             event=f"{event}.{action}",
             actor=actor,
             comment_id=comment,
-            **({"comment_kind": "review"} if event == "pull_request_review_comment" else {}),
+            comment_kind="review" if inline else "issue",
+            thread=int(inline.get("in_reply_to_id") or inline["id"]) if inline else None,
         )
         payload = {
             "action": action,
@@ -397,6 +419,8 @@ def _is_its_job(job: Job, found: Found) -> bool:
     kind, value = found.key
     if kind == "comment":
         return bool(job.trigger.comment_id == value)
+    if kind in ("issue", "pull_request"):
+        return job.trigger.event.endswith(".opened")
     return kind == "label" and job.trigger.event.endswith(".labeled") and job.created_at >= found.at - SLACK
 
 

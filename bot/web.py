@@ -57,7 +57,8 @@ def create_app(
 ) -> web.Application:
     """The application with ``POST /webhook``, ``/healthz`` and ``/readyz``.
 
-    ``wanted`` says which actions of which events are stored and given to ``on_delivery`` (None: all);
+    ``wanted`` says which actions of which events are stored and given to ``on_delivery`` (None: all; "": of an event
+    that has none);
     ``checks`` what must work for the server to be ready; ``gone`` which other servers on the same database do not
     live any more. The application closes ``inbox`` at its end.
     Raises ConfigurationError when the webhook secret is empty.
@@ -171,7 +172,8 @@ class _Webhook:
         if not isinstance(payload, dict):
             return _answer(400, error="The body is no JSON object.")
         action, actions = payload.get("action"), self._wanted[event]
-        if actions is not None and not (isinstance(action, str) and action in actions):
+        told = "" if action is None else action
+        if actions is not None and not (isinstance(told, str) and told in actions):
             return _answer(202, ignored=f"{event}.{action}")
         delivery = Delivery.of(guid, event, payload, body)
         try:

@@ -17,3 +17,10 @@ async def checks_ended(event: Event, bot: Bot) -> None:
     """
     if event.suite is not None:
         await bot.fixer.completed(event.repo, event.suite.head_sha, app_id=event.suite.app_id)
+
+
+@router.on("status", "")
+async def status_set(event: Event, bot: Bot) -> None:
+    """A service that reports by commit statuses has one more result; a success, too, may be what was waited for."""
+    if event.status is not None and event.status.state != "pending":
+        await bot.fixer.completed(event.repo, event.status.sha)

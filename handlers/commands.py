@@ -1,12 +1,14 @@
-"""`/agent` commands in comments on issues and pull requests, in inline comments of a diff, and in reviews."""
+"""`/agent` commands: in comments, inline comments and reviews, and in new issues and pull requests."""
 
 from __future__ import annotations
 
 from bot.events import Event
+from bot.feedback import Asked
 from bot.model import JobKind, Request, TargetKind, Trigger
 from bot.routing import Router
 from bot.slash import KINDS, Command, parse_commands
 from handlers.context import Bot
+from handlers.labels import agent_in
 
 router: Router[Bot] = Router()
 
@@ -30,7 +32,24 @@ async def comment_written(event: Event, bot: Bot) -> None:
             actor=event.actor,
             comment_id=comment.id,
             comment_kind=comment.kind,
+            thread=comment.thread.id if comment.thread else None,
         )
+        await carry_out(command, event, trigger, bot, ordinal)
+
+
+@router.on("issues", "opened")
+@router.on("pull_request", "opened")
+async def opened(event: Event, bot: Bot) -> None:
+    """Carry out the commands in the text of a new issue or pull request. Edits never trigger.
+
+    One that is opened with our label is served for that: its text is the task, and is not asked for twice. Bots, and
+    we are one, quote what others wrote.
+    """
+    author = event.opened_by
+    if author is None or author.is_bot or any(agent_in(label)[0] for label in event.labels):
+        return
+    for ordinal, command in enumerate(parse_commands(event.body)[:MAX_COMMANDS]):
+        trigger = Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)
         await carry_out(command, event, trigger, bot, ordinal)
 
 
@@ -60,12 +79,14 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
     if command.problem:
         await bot.conductor.help(repo, number, trigger, problem=command.problem, ordinal=ordinal)
     elif (kind := KINDS.get(command.name)) is not None:
+        asked = await _asked(command, event, bot)
         request = Request(
             repo=repo,
             number=number,
             target=event.target,
             trigger=trigger,
-            instructions=command.text,
+            instructions=asked.text,
+            left_out=asked.left_out,
             title=event.title,
             body=event.body,
             agent=command.options.get("agent"),
@@ -87,13 +108,17 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
     elif command.name == "cancel":
         await bot.conductor.cancel(repo, number, trigger, ordinal=ordinal)
     elif command.name == "retry":
-        await bot.conductor.retry(repo, number, trigger, ordinal=ordinal, budget=command.budget)
+        await bot.conductor.retry(
+            repo, number, trigger, ordinal=ordinal, budget=command.budget, timeout=command.timeout
+        )
     elif command.name == "resume":
+        words = (await _asked(command, event, bot)).text
         await bot.conductor.resume(
-            repo, number, trigger, command.text, ordinal=ordinal, budget=command.budget
+            repo, number, trigger, words, ordinal=ordinal, budget=command.budget, timeout=command.timeout
         )
     elif command.name == "tell":
-        await bot.dialogue.tell(repo, number, trigger, command.text, ordinal=ordinal)
+        words = (await _asked(command, event, bot)).text
+        await bot.dialogue.tell(repo, number, trigger, words, ordinal=ordinal)
     elif command.name == "logs":
         await bot.dialogue.logs(repo, number, trigger, ordinal=ordinal)
     elif command.name == "decide":
@@ -103,3 +128,15 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
         await bot.conductor.status(repo, number, trigger, ordinal=ordinal)
     else:
         await bot.conductor.help(repo, number, trigger, ordinal=ordinal)
+
+
+async def _asked(command: Command, event: Event, bot: Bot) -> Asked:
+    """What a command says. An inline one is about its place in the diff, whose thread its agent may answer.
+
+    Without words the failed checks are meant, or what an answer is needed for, and not the place.
+    """
+    comment = event.comment
+    if comment is None or comment.thread is None or (not command.text and command.name in ("fix", "resume")):
+        return Asked(text=command.text)
+    replies = command.name in ("run", "fix")
+    return await bot.dialogue.in_place(event.repo, event.number, comment, command.text, replies=replies)

@@ -93,6 +93,7 @@ LAYERS: dict[str, int] = {
     "bot.schema": 2,
     "bot.shelf": 2,
     "bot.store": 2,
+    "bot.thread_replies": 2,
     "runners": 2,
     "bot.api_commits": 3,
     "bot.approval_desk": 3,
@@ -234,6 +235,7 @@ def test_only_one_module_writes_what_people_read() -> None:
         "bot.repository_setup",
         "bot.api_commits",
         "bot.check_runs",
+        "bot.thread_replies",
     }
 
 

@@ -36,6 +36,7 @@ APP_EVENTS = (
     "check_suite",
     "repository",
     "merge_group",
+    "status",
 )
 """What the App subscribes to."""
 

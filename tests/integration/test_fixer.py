@@ -184,6 +184,25 @@ async def test_a_failure_of_our_commit_starts_a_job(place: Place) -> None:
     assert place.told == []
 
 
+async def test_a_commit_status_that_failed_starts_a_job(place: Place) -> None:
+    await place.sandbox.as_app("ci").status(
+        REPO,
+        place.sha,
+        "failure",
+        context="jenkins",
+        description="Broken",
+        target_url="https://ci.example.com/7",
+    )
+    await place.fixer.completed(place.repo, place.sha)
+    assert place.asked == []  # another may come at once
+    (status,) = place.sandbox.world.repository("acme", "thing").statuses
+    status.created_at -= timedelta(hours=1)
+    await place.fixer.completed(place.repo, place.sha)
+    (request,) = place.asked
+    assert request.kind is JobKind.fix
+    assert all(words in request.instructions for words in ("`jenkins`", "Broken", "https://ci.example.com/7"))
+
+
 async def test_once_for_a_commit_however_often_its_event_comes(place: Place) -> None:
     await place.fails()
     await place.event()

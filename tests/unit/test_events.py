@@ -51,6 +51,43 @@ def test_an_inline_comment_is_about_its_pull_request() -> None:
         assert event.number == payload["pull_request"]["number"]
         assert event.comment is not None
         assert event.comment.kind == "review"
+        assert event.comment.thread is not None
+        assert f"`{payload['comment']['path']}`" in event.comment.thread.place
+        assert event.comment.thread.hunk.endswith(payload["comment"]["diff_hunk"].split("\n")[-1])
+        first = payload["comment"].get("in_reply_to_id") or payload["comment"]["id"]
+        assert event.comment.thread.id == first
+
+
+@pytest.mark.parametrize(("name", "key"), [("issues", "issue"), ("pull_request", "pull_request")])
+def test_what_is_new_says_who_wrote_it(name: str, key: str) -> None:
+    payload = examples(name, "opened")[0]
+    payload.pop("changes", None)
+    payload[key]["user"] = payload["sender"]
+    payload[key]["performed_via_github_app"] = None
+    payload[key]["labels"] = [{"name": "agent"}]
+    event = parse_event("d", name, payload)
+    assert event.opened_by == event.actor
+    assert event.labels == ("agent",)
+    other = {"login": "other", "id": 1, "type": "User"}
+    for wrong in (
+        payload | {"action": "edited"},
+        payload | {"sender": other},  # opened for somebody
+        payload | {"changes": {"old_issue": {}, "old_repository": {}}},  # transferred
+        payload | {key: payload[key] | {"performed_via_github_app": {"id": 7}}},
+    ):
+        assert parse_event("d", name, wrong).opened_by is None
+
+
+def test_a_commit_status_has_no_action() -> None:
+    table = json.loads(gzip.decompress(EXAMPLES.read_bytes()))
+    for payload in table["status"]:
+        event = parse_event("d", "status", payload | {"installation": {"id": 5}})
+        assert (event.kind, event.number) == ("status.", 0)
+        assert event.status is not None
+        assert (event.status.sha, event.status.state) == (payload["sha"], payload["state"])
+        del payload["sha"]
+        with pytest.raises(NotForUs):
+            parse_event("d", "status", payload | {"installation": {"id": 5}})
 
 
 def test_a_button_of_a_check_run_says_which_one_and_who_pressed_it() -> None:

@@ -129,7 +129,7 @@ def request(**changes: object) -> Request:
         ("limits: {timeout: 10m}", {}, "claude", "sonnet", 600),
         ("limits: {timeout: 24h}", {}, "claude", "sonnet", 3600),
         ("limits: {timeout: 10m}", {"timeout": 60}, "claude", "sonnet", 60),
-        ("limits: {timeout: 10m}", {"timeout": 3000, "retry_of": "j1"}, "claude", "sonnet", 600),
+        ("limits: {timeout: 10m}", {"usual_timeout": 3000, "retry_of": "j1"}, "claude", "sonnet", 600),
     ],
 )
 def test_what_is_asked_for_comes_before_the_repository_and_that_before_the_server(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from bot.events import Event
@@ -39,10 +41,16 @@ async def test_a_failing_handler_does_not_silence_the_others_and_is_told() -> No
     async def other(event: Event, ran: list[str]) -> None:
         ran.append("other")
 
+    @second.on("status", "")
+    async def without_actions(event: Event, ran: list[str]) -> None:
+        ran.append("without actions")
+
     router = Router(first, second)
     ran: list[str] = []
     with pytest.raises(HandlersFailed) as caught:
         await router.dispatch(EVENT, ran)
     assert ran == ["breaks", "works"]
     assert [str(error) for error in caught.value.exceptions] == ["issues.labeled"]
-    assert router.wanted == {"issues": frozenset({"labeled", "opened"})}
+    assert router.wanted == {"issues": frozenset({"labeled", "opened"}), "status": frozenset({""})}
+    await router.dispatch(replace(EVENT, name="status", action=""), ran)
+    assert ran[2:] == ["without actions"]
