@@ -17,9 +17,10 @@ from aiohttp import web
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from bot.catching_up import CURSOR, CatchingUp
+from bot.catching_up import CURSOR, CatchingUp, Wanted
 from bot.cursors import Cursors
 from bot.delivery_log import DeliveryLog
+from bot.events import parse_event
 from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.github_transport import Patience
@@ -103,7 +104,7 @@ class Town:
         self._redis_url = redis_url
         self._stack = contextlib.AsyncExitStack()
 
-    async def bot(self, **values: Any) -> Bot:
+    async def bot(self, *, wanted: Wanted = WANTED, **values: Any) -> Bot:
         transport = Counting()
         github = await self._stack.enter_async_context(
             GitHub(
@@ -128,7 +129,7 @@ class Town:
                 facts=FactFinder(github),
                 store=self.store,
                 inbox=inbox,
-                wanted=WANTED,
+                wanted=wanted,
                 is_label=lambda name: agent_in(name)[0],
                 is_command=lambda text: bool(parse_commands(text)),
             ),
@@ -136,7 +137,7 @@ class Town:
             cursors=Cursors(self.engine),
             dispatcher=dispatcher,
             reporter=Reporter(github, self.store, Redactor()),
-            wanted=WANTED,
+            wanted=wanted,
             **(
                 {
                     "take": lambda delivery_id, _subject: taken.append(delivery_id),
@@ -538,6 +539,46 @@ async def test_labels_commands_and_reviews_of_a_longer_gap_are_found(gap: Town) 
         assert not [problem for problem in ours if "required" not in problem.message], (key, ours)
     again = await gap.bot()
     assert await again.all() == []
+
+
+async def test_a_command_in_what_was_opened_in_a_longer_gap_is_found(gap: Town) -> None:
+    opened = frozenset({"opened"})
+    wanted = WANTED | {"issues": WANTED["issues"] | opened, "pull_request": WANTED["pull_request"] | opened}
+    maria = gap.github.as_user("maria")
+    issue = await maria.open_issue(REPO, "Hello", "/agent say hello")
+    await maria.push_commit(REPO, "feature", {"new.txt": "one\n"})
+    gap.clock.now += timedelta(minutes=1)
+    pull = await maria.open_pull(REPO, "feature", "A change", "/agent ask is it good?")
+    await maria.open_issue(REPO, "Other", "just words")
+    gap.clock.now -= timedelta(minutes=1)
+    back(gap)
+    taken = await (await gap.bot(wanted=wanted)).all()
+    stored = {one.id: one for one in await gap.stored()}
+    assert [(stored[key].event, stored[key].action) for key in taken] == [
+        ("issues", "opened"),
+        ("pull_request", "opened"),
+    ]
+    for key, number in zip(taken, (issue["number"], pull["number"]), strict=True):
+        payload = stored[key].payload()
+        found = gap.github._github.description.check_webhook(stored[key].event, payload)
+        assert not [problem for problem in found if "required" not in problem.message], (key, found)
+        event = parse_event(key, stored[key].event, payload)
+        assert event.number == number
+        assert event.opened_by is not None
+        assert event.opened_by.login == "maria"
+    await gap.last_looked(gap.clock.now - timedelta(days=6))
+    assert await (await gap.bot(wanted=wanted)).all() == []  # nor once more
+
+
+async def test_a_delivery_without_an_action_is_taken_up(town: Town) -> None:
+    maria = town.github.as_user("maria")
+    sha = await maria.push_commit(REPO, "feature", {"new.txt": "one\n"})
+    await town.github.as_app("ci").status(REPO, sha, "failure")
+    await town.github.deliveries_settled()
+    bot = await town.bot(wanted={"status": frozenset({""})})
+    (taken,) = await bot.all()
+    (stored,) = await town.stored()
+    assert (stored.id, stored.event, stored.action) == (taken, "status", None)
 
 
 async def test_more_than_is_taken_up_at_once_follows_from_repositories_too(gap: Town) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,17 @@ thread=$(sed -n 's/^## Thread \([0-9]*\): .*/\1/p' told.txt | head -n 1)
 printf '<result>{"status": "done", "title": "Renamed", "summary": "It is so because of that.", '
 printf '"replies": [{"thread": %s, "text": "I have renamed it.", "resolved": true}]}</result>\n' "${thread:-0}"
 """
+ASKS = """
+mkdir -p "$HOME/.asker" && echo "$$" > "$HOME/.asker/session"
+echo '<result>{"status": "question", "title": "Colour", "summary": "Red or blue?"}</result>'
+"""
+ASKER = {"argv": ["bash", "-c", ASKS], "resume": ["bash", "-c", KEEPS], "session_paths": [".asker"]}
 SETTINGS: dict[str, Any] = {
-    "custom_agents": {"keeper": {"argv": ["bash", "-c", KEEPS], "output": "text", "llm": "openai"}},
-    "agents": ("shell", "keeper"),
+    "custom_agents": {
+        "keeper": {"argv": ["bash", "-c", KEEPS], "output": "text", "llm": "openai"},
+        "asker": {**ASKER, "output": "text", "llm": "openai"},
+    },
+    "agents": ("shell", "keeper", "asker"),
     "default_agent": "keeper",
 }
 PATH = "hello/greeting.py"
@@ -114,6 +123,27 @@ async def test_a_question_a_refusal_and_a_reply_stay_in_the_thread(tmp_path: Pat
             assert words in answer
         assert below(box, number) == []
         assert len(await box.store.recent_jobs()) == 1
+
+
+async def test_an_agents_question_is_asked_and_answered_in_the_thread(tmp_path: Path) -> None:
+    async with world(tmp_path, **SETTINGS) as box:
+        number = await pull_request(box)
+        maria = box.github.as_user("maria")
+        thread = await inline(box, "maria", number, "/agent --agent asker paint this")
+        async with asyncio.timeout(60):
+            while not await in_thread(box, number, thread):
+                await asyncio.sleep(0.05)
+        (question,) = await in_thread(box, number, thread)
+        assert "Red or blue?" in question
+        await maria.reply(REPO, number, thread, "/agent resume --timeout 30m red")
+        await box.dealt_with()
+        _, answer = await in_thread(box, number, thread)
+        assert "A paused job keeps its limits." in answer
+        assert (await box.job(number)).state is JobState.paused
+        await maria.reply(REPO, number, thread, "/agent resume red, as everywhere")
+        prompt = await told(box, await box.ended(number))
+        assert "red, as everywhere" in prompt
+        assert below(box, number) == []
 
 
 async def test_where_the_thread_is_gone_the_answer_is_given_below(tmp_path: Path) -> None:
