@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
@@ -49,6 +49,8 @@ _MATTERS = frozenset({ApprovalState.approved, ApprovalState.refused, ApprovalSta
 SETTLING = timedelta(seconds=30)
 #: The event whose actor gave feedback on the work, and did not ask for it. A command in a review has another one.
 FEEDBACK = "pull_request_review.submitted"
+#: The event of jobs that a decision started: they are in the name of whoever started the job that asked.
+DECIDED = "approval.decided"
 
 
 class ApprovalVoid(ConductorError):
@@ -64,8 +66,12 @@ class Outcome(Protocol):
     async def refused(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
         """Somebody said no: revise the plan, or answer the job with ``words``."""
 
-    async def lapsed(self, approval: Approval, job: Job) -> None:
-        """Nobody decided in time (``expired``), or a yes that was told before does not hold any more (``stale``)."""
+    async def lapsed(self, approval: Approval, job: Job, why: str) -> None:
+        """There is no yes, and nobody said no.
+
+        Nobody decided in time (``expired``), a yes that was told before does not hold any more (``stale``), or nobody
+        can decide any more (``withdrawn``). ``why``: a sentence about that; "" when it is not known any more.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +197,11 @@ class ApprovalDesk:
         """A pull request was closed or merged: nothing is asked there any more."""
         for approval in await self.approvals.on(repo.id, number):
             if approval.state is ApprovalState.pending or _unused(approval):
-                why = "the pull request was closed"
+                why = "The pull request was closed."
                 ended = await self._end(_now_called(approval, repo), ApprovalState.withdrawn, why=why)
                 job = await self._store.job(approval.job_id)
                 if ended and self.outcome and job is not None and job.state is JobState.paused:
-                    await self.outcome.lapsed(ended, job)
+                    await self.outcome.lapsed(ended, job, why)
 
     async def decide_as_operator(
         self, approval_id: str, *, yes: bool, reason: str, operator: str
@@ -234,26 +240,28 @@ class ApprovalDesk:
 
     # --- using
 
-    async def use(self, approval_id: str) -> Approval:
-        """Check once more, right before what was approved is done, and write down that it is.
+    async def use(self, approval_id: str, *, by: str) -> Approval:
+        """Check once more, right before the job ``by`` does what was approved, and write down that it does.
 
         Raises ApprovalVoid when it does not hold (any more), GitHubUnavailable when nobody can tell now, and
-        AuditUnavailable. What was used before may be used again: the same thing, after a crash.
+        AuditUnavailable. The job that has used it may use it again: the same thing, after a crash, when its own push
+        may have moved the branch. For any other one, a retry for example, everything is checked anew.
         """
         approval = await self.approvals.approval(approval_id)
         if approval is None:
             raise ApprovalVoid(f"There is no approval {approval_id}.", "Write `/agent retry`.")
-        if approval.used_at is not None:
+        if approval.used_at is not None and approval.used_by == by:
             return approval
         if approval.state is not ApprovalState.approved:
             raise ApprovalVoid(f"This was not approved: it is {approval.state}.", "Write `/agent retry`.")
         why, count = await self._why_void(approval)
         if why:
-            await self._end(approval, ApprovalState.stale, why=why, count=count)
-            raise _void(why)
-        used = await self.approvals.use(approval, because=count.votes.decision if count else None)
+            if approval.used_at is None:  # what was done was approved when it was done, and stays so
+                await self._end(approval, ApprovalState.stale, why=why, count=count)
+            raise _void(why, approval.kind)
+        used = await self.approvals.use(approval, by=by, because=count.votes.decision if count else None)
         if used is None:
-            raise _void("Somebody took it back at this very moment.")
+            raise _void("Somebody took it back at this very moment.", approval.kind)
         return used
 
     # --- housekeeping
@@ -295,11 +303,10 @@ class ApprovalDesk:
         if now_is is None or now_is.state is not ApprovalState.pending:
             return
         if late:
-            ended = await self.approvals.end(approval, ApprovalState.expired, why="nobody decided in time")
-            if ended is not None:
-                await self._settle(ended)
-        elif await self.approvals.remind(approval):
-            users, _ = await self._whom(job)
+            await self._end(approval, ApprovalState.expired, why="nobody decided in time")
+            return
+        users, _ = await self._whom(approval, job)
+        if await self.approvals.remind(approval):
             await self._writer.remind(approval, list(dict.fromkeys([job.trigger.actor.login, *users]))[:10])
 
     # --- answers to people
@@ -442,7 +449,8 @@ class ApprovalDesk:
         reviewed = dataclasses.replace(reviewed, reviews=reviews)
         subject = Subject(
             sha=approval.sha,
-            askers=askers_of(jobs),
+            # who has what was approved done once more asks for nothing new
+            askers=askers_of([one for one in jobs if one.approval_id != approval.id]),
             bot_id=(await self._github.identity()).user_id,
             state=approval.state,
             expires_at=approval.expires_at,
@@ -494,7 +502,7 @@ class ApprovalDesk:
             elif approval.state is ApprovalState.refused:
                 await self.outcome.refused(approval, job, _by(approval), approval.words)
             else:
-                await self.outcome.lapsed(approval, job)
+                await self.outcome.lapsed(approval, job, why)
         await self._tell(approval, job, why=why)
 
     async def _is_newest(self, approval: Approval) -> bool:
@@ -505,7 +513,11 @@ class ApprovalDesk:
         if not await self._show(approval, job, why=why):
             return
         if approval.state is ApprovalState.pending:
-            users, teams = await self._whom(job)
+            try:
+                users, teams = await self._whom(approval, job)
+            except GitHubUnavailable as error:
+                log.warning("not requested yet", approval=approval.id, error=str(error))
+                return
             await self._writer.request(approval.repo, approval.pull_number, users, teams)
         await self.approvals.settle(approval)
 
@@ -520,29 +532,51 @@ class ApprovalDesk:
             log.warning("not told", approval=approval.id, error=str(error))
         return True
 
-    async def _whom(self, job: Job) -> tuple[list[str], list[str]]:
-        """Whose reviews to request: users, and slugs of teams of the repository's owner. Never who asked."""
+    async def _whom(self, approval: Approval, job: Job) -> tuple[list[str], list[str]]:
+        """Whose reviews to request: users, and slugs of teams of the repository's owner. Never who asked.
+
+        Raises GitHubUnavailable when code owners are wanted and nobody can tell now who they are.
+        """
         config = config_of(job)
         rule: People = config.approvals.request
         if rule.anybody:
             rule = config.who.may_approve
-        return requested(rule, job.repo, {job.trigger.actor.login})
+        owners: tuple[str, ...] = ()
+        if rule.codeowners:
+            # what the agent asks to change, or what was held back, is in no diff yet
+            asked = (*approval.details.get("paths", ()), *approval.details.get("files", ()))
+            try:
+                owners = await self._reviews.code_owners(approval.repo, approval.pull_number, also=asked)
+            except GitHubUnavailable:
+                raise
+            except GitHubError as error:  # it would say so again, and others can be asked without them
+                log.warning("code owners not requested", approval=approval.id, error=str(error))
+        return requested(rule, job.repo, {job.trigger.actor.login}, owners)
 
 
-def requested(rule: People, repo: Repo, without: set[str]) -> tuple[list[str], list[str]]:
-    """Users and team slugs that a rule names, as GitHub takes them for requests of a review."""
+def requested(
+    rule: People, repo: Repo, without: set[str], owners: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Users and team slugs that a rule names, as GitHub takes them for requests of a review.
+
+    ``owners``: code owners as CODEOWNERS names them, for a rule that means those, too.
+    """
     left_out = {login.lower() for login in without}
-    names = [team_name(team, repo.owner).partition("/") for team in rule.teams]
+    # the e-mail addresses among the owners only GitHub could match to accounts
+    named = [owner.removeprefix("@") for owner in owners if owner.startswith("@")]
+    users = {user.lower(): user for user in (*rule.users, *(name for name in named if "/" not in name))}
+    teams = (*rule.teams, *(name for name in named if "/" in name))
+    names = dict.fromkeys(team_name(team, repo.owner) for team in teams)
     return (
-        [user for user in rule.users if user.lower() not in left_out],
+        [user for login, user in users.items() if login not in left_out],
         # teams of another organisation cannot be asked here
-        [slug for owner, _, slug in names if owner == repo.owner.lower()],
+        [slug for owner, _, slug in (name.partition("/") for name in names) if owner == repo.owner.lower()],
     )
 
 
 def askers_of(jobs: list[Job]) -> frozenset[int]:
-    """Who asked for the work of ``jobs``: not those whose review was feedback on it."""
-    return frozenset(job.trigger.actor.id for job in jobs if job.trigger.event != FEEDBACK)
+    """Who asked for the work of ``jobs``: not those whose review was feedback on it, nor for whom that was decided."""
+    return frozenset(job.trigger.actor.id for job in jobs if job.trigger.event not in (FEEDBACK, DECIDED))
 
 
 def _unused(approval: Approval) -> bool:
@@ -568,7 +602,8 @@ def _by(approval: Approval) -> Actor:
     )
 
 
-def _void(why: str) -> ApprovalVoid:
-    return ApprovalVoid(
-        f"What was approved does not hold any more. {why}", "Write `/agent retry` to ask for it again."
-    )
+def _void(why: str, kind: ApprovalKind) -> ApprovalVoid:
+    hint = "Write `/agent retry` to ask for it again."
+    if kind is ApprovalKind.protected:
+        hint = "Apply the patch in the pull request by hand, or write `/agent` and what you want done."
+    return ApprovalVoid(f"What was approved does not hold any more. {why}", hint)

@@ -125,28 +125,31 @@ class ApprovalStore:
             )
         return True
 
-    async def use(self, approval: Approval, *, because: Decision | None = None) -> Approval | None:
-        """What was approved is done now. None when it is not approved (any more). It may be said twice."""
+    async def use(self, approval: Approval, *, by: str, because: Decision | None = None) -> Approval | None:
+        """The job ``by`` does now what was approved. None when it is not approved (any more). It may be said twice.
+
+        Another job that was checked again takes the place of the one that has used it before.
+        """
         async with self.engine.begin() as connection:
             done = await connection.execute(
                 update(approvals)
                 .where(
                     approvals.c.id == approval.id,
                     approvals.c.state == str(ApprovalState.approved),
-                    approvals.c.used_at.is_(None),
+                    or_(approvals.c.used_by.is_(None), approvals.c.used_by != by),
                 )
-                .values(used_at=datetime.now(UTC))
+                .values(used_at=datetime.now(UTC), used_by=by)
                 .returning(*approvals.c)
             )
             row = done.one_or_none()
             if row is None:
                 now = await self._one(connection, approval.id)
-                return now if now is not None and now.used_at is not None else None
+                return now if now is not None and now.used_by == by else None
             await self._audit.record(
                 AuditKind.approval_used,
                 actor=CONDUCTOR,
                 decision=because,
-                **_about(approval),
+                **_about(approval, by=by),
                 connection=connection,
             )
         return _approval(row)
@@ -328,6 +331,7 @@ def _approval(row: Row[Any]) -> Approval:
             for name in (
                 "id", "job_id", "pull_number", "subject", "details", "sha", "asked_at", "expires_at", "reminded_at",
                 "decided_at", "decided_by", "decided_by_id", "words", "review_id", "settled_at", "used_at",
+                "used_by",
             )
         },
     )  # fmt: skip

@@ -28,8 +28,11 @@ from bot.ledger import Ledger, today
 from bot.model import (
     Actor,
     Approval,
+    ApprovalKind,
     ApprovalState,
+    FailureKind,
     Job,
+    JobKind,
     JobState,
     Repo,
     Request,
@@ -117,6 +120,7 @@ class Conductor:
                 facts,
                 unserved=await self.store.unserved(facts.config.needs),
                 config_problem=facts.config_problem or self._not_offered(facts.config),
+                planned=await self._planned(request.repo, request.number),
             )
             choice = choose(self.rules, facts.config, request)
             decision = decide(
@@ -129,7 +133,9 @@ class Conductor:
                 text = task_text(request, facts)
                 left_out = (*request.left_out, *text.left_out)
                 request = dataclasses.replace(request, title=text.title, body=text.body, left_out=left_out)
-            request = dataclasses.replace(request, kind=kind_for(facts, request))
+            kind = kind_for(facts, request)
+            # a plan starts from what is there, and not from work that nobody has approved
+            request = dataclasses.replace(request, kind=kind, go_on=request.go_on and kind is request.kind)
             job = _new_job(job_id, request, choice, facts)
             job = job.evolve(thread_id=await self.store.thread_of(job))
             reasons = [decision.root]
@@ -260,6 +266,9 @@ class Conductor:
 
         ``number``: where to answer; ``allowed``: that was asked already; ``go_on``: from where it stopped, with
         ``words`` to go by; ``budget``, ``timeout``: what it may cost and take, instead of what was said then.
+
+        What an approved plan started is planned anew when there are ``words``, which nobody has approved, and when the
+        approval does not hold any more.
         """
         repo, number = last.repo, number or last.number
         if not allowed and not await self.allowed(repo, number, trigger):
@@ -269,6 +278,15 @@ class Conductor:
             text = f"Job `{last.id}` is still {last.state}. `/agent cancel` stops it."
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
+        kind, approval_id = last.kind, last.approval_id
+        instructions = f"{last.instructions}\n\n{words}".strip() if words else last.instructions
+        if last.kind is JobKind.fix and words:
+            kind = JobKind.task  # as with `/agent fix` and words
+        if last.kind is JobKind.task and last.approval_id is not None:
+            plan = await self._approvals.approval(last.approval_id)
+            if words or not _may_be_used(plan, last):
+                kind, approval_id, go_on = JobKind.plan, None, False
+                instructions = await self._to_plan_anew(plan, last, words)
         return await self.submit(
             Request(
                 repo=repo,
@@ -276,7 +294,7 @@ class Conductor:
                 number=last.number,
                 target=last.target,
                 trigger=trigger,
-                instructions=f"{last.instructions}\n\n{words}".strip() if words else last.instructions,
+                instructions=instructions,
                 title=last.title,
                 body=last.body,
                 agent=last.agent,
@@ -288,8 +306,8 @@ class Conductor:
                 retry_of=last.id,
                 budget=last.budget if budget is None else budget,
                 go_on=go_on,
-                kind=last.kind,
-                approval_id=last.approval_id,
+                kind=kind,
+                approval_id=approval_id,
                 left_out=tuple(last.left_out),
                 judged=True,
             ),
@@ -425,6 +443,23 @@ class Conductor:
             return f"`{CONFIG_PATH}`: {error}"
         return ""
 
+    async def _planned(self, repo: Repo, number: int) -> bool:
+        """Whether work that an approved plan started was pushed to this pull request."""
+        here = await self._approvals.on(repo.id, number)
+        used = {one.id for one in here if one.kind is ApprovalKind.plan and one.used_at is not None}
+        if not used:
+            return False
+        jobs = await self.store.jobs_on(repo.id, number)
+        return any(job.head_sha and job.approval_id in used for job in jobs)
+
+    async def _to_plan_anew(self, plan: Approval | None, last: Job, words: str) -> str:
+        """The instructions for a new plan in place of ``plan``, which ``last`` carried out."""
+        asked = await self.store.job(plan.job_id) if plan is not None else None
+        if plan is None or asked is None:
+            return f"{last.instructions}\n\n{words}".strip()
+        before = f"This was planned before:\n\n{plan.subject}" if words else ""
+        return "\n\n".join(part for part in (asked.instructions, before, words) if part)
+
     async def _under_way(self, job: Job) -> Job | None:
         """A job that has not ended and does the very same: two people set the label, or one did twice."""
         if job.instructions or job.retry_of:
@@ -485,6 +520,15 @@ class Conductor:
             await work
         except ConductorError as error:
             log.warning("not reported", error=str(error), **job.log_context())
+
+
+def _may_be_used(plan: Approval | None, last: Job) -> bool:
+    """Whether a retry of ``last`` may try to go by the same approval, which is checked again before the work starts."""
+    if plan is None or plan.state is not ApprovalState.approved:
+        return False
+    did_not_hold = last.failure is FailureKind.refused and plan.used_by != last.id
+    pushed = last.head_sha is not None  # so that the branch is not what was approved any more
+    return not did_not_hold and not pushed
 
 
 def _new_job(job_id: str, request: Request, choice: Choice, facts: Facts) -> Job:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
+from bot.approval_desk import DECIDED, FEEDBACK
 from bot.approval_store import ApprovalStore
 from bot.check_reader import CheckReader
 from bot.conductor import Conductor
@@ -22,6 +23,7 @@ from bot.model import (
     Actor,
     Approval,
     ApprovalKind,
+    ApprovalState,
     Job,
     JobKind,
     JobState,
@@ -39,10 +41,6 @@ log = structlog.get_logger(__name__)
 #: States of a review as its event tells them, that may ask for something to be done.
 ASKS_FOR_CHANGES = "changes_requested"
 SPEAKS = frozenset({ASKS_FOR_CHANGES, "commented"})
-#: The triggers of jobs that a review started: more reviews may join one that still waits.
-REVIEW_EVENT = "pull_request_review.submitted"
-#: ... and of those that the decision about an approval started.
-DECISION_EVENT = "approval.decided"
 
 
 class Dialogue:
@@ -83,7 +81,7 @@ class Dialogue:
         ours = [job for job in jobs if job.pull_number == number]
         if not ours or not authorize(await self._facts.who(repo, event.actor)).allowed:
             return None
-        trigger = Trigger(delivery_id=event.delivery_id, event=REVIEW_EVENT, actor=event.actor)
+        trigger = Trigger(delivery_id=event.delivery_id, event=FEEDBACK, actor=event.actor)
         if await self._store.answered(event.delivery_id):
             return None  # the same event again: it joined a job, which may work by now
         said = await self._conversation.feedback(
@@ -119,7 +117,7 @@ class Dialogue:
     async def _join(self, jobs: list[Job], event: Event, text: str, left_out: tuple[str, ...]) -> Job | None:
         """Add a review to a job that still waits and that another review started."""
         for job in jobs:
-            if job.state is not JobState.queued or job.trigger.event != REVIEW_EVENT:
+            if job.state is not JobState.queued or job.trigger.event != FEEDBACK:
                 continue
             try:
                 merged = merge(job.instructions, text)
@@ -185,7 +183,7 @@ class Dialogue:
     async def fix(self, request: Request, *, ordinal: int = 0, is_open: bool = True) -> Job | None:
         """Start a job that makes the failed checks of a pull request pass; its agent is given what they said.
 
-        Where no check failed, the asker's words are an ordinary task; without words they are told so.
+        With words of the asker's it is an ordinary task, also where no check failed; without any they are told so.
         """
         repo, number, trigger = request.repo, request.number, request.trigger
         if not await self._conductor.allowed(repo, number, trigger):
@@ -197,7 +195,10 @@ class Dialogue:
                 found = await self._checks.read(repo, pull.head_sha)
             if found is not None and found.failed:
                 words = [request.instructions, about_checks(found)]
-                request = request.evolve(instructions="\n\n".join(part for part in words if part))
+                # with words of one's own it may be about anything: work like any other, that may need a plan
+                kind = JobKind.task if request.instructions else request.kind
+                text = "\n\n".join(part for part in words if part)
+                request = request.evolve(kind=kind, instructions=text)
             elif request.instructions:
                 request = request.evolve(kind=JobKind.task)
             else:
@@ -218,14 +219,14 @@ class Dialogue:
         elif approval.kind is ApprovalKind.protected:
             await self._conductor.submit(self._after(approval, job, JobKind.release, ""))
         else:
-            await self._answer(approval, job, by, "approves this", words)
+            await self._answer(approval, job, by, f"@{by.login} approves this.", words)
 
     async def refused(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
         """Have the plan revised, or tell the paused job that it may not."""
         if approval.kind is ApprovalKind.protected:
             return  # it stays held back
         if approval.kind is not ApprovalKind.plan:
-            await self._answer(approval, job, by, "refuses this", words)
+            await self._answer(approval, job, by, f"@{by.login} refuses this.", words)
             return
         said = None
         if approval.review_id is not None:
@@ -239,11 +240,11 @@ class Dialogue:
             )
         )
 
-    async def lapsed(self, approval: Approval, job: Job) -> None:
-        """Tell the paused job that nobody decided in time. What no job waits for stays what it is."""
+    async def lapsed(self, approval: Approval, job: Job, why: str) -> None:
+        """Tell the paused job why there is no yes. What no job waits for stays what it is."""
         if approval.kind not in (ApprovalKind.plan, ApprovalKind.protected):
             nobody = Actor(login="Nobody", id=0, type="Bot")
-            await self._answer(approval, job, nobody, "decided about this in time, so the answer is no", "")
+            await self._answer(approval, job, nobody, no_decision(approval, why), "")
 
     def _after(self, approval: Approval, job: Job, kind: JobKind, text: str) -> Request:
         """The next job of a plan's conversation, in its pull request, for whoever asked for the plan."""
@@ -251,9 +252,7 @@ class Dialogue:
             repo=approval.repo,
             number=approval.pull_number,
             target=TargetKind.pull_request,
-            trigger=Trigger(
-                delivery_id=f"approval:{approval.id}", event=DECISION_EVENT, actor=job.trigger.actor
-            ),
+            trigger=Trigger(delivery_id=f"approval:{approval.id}", event=DECIDED, actor=job.trigger.actor),
             instructions=text,
             title=job.title,
             body=job.body,
@@ -267,7 +266,21 @@ class Dialogue:
             judged=True,
         )
 
-    async def _answer(self, approval: Approval, job: Job, by: Actor, verb: str, words: str) -> None:
-        text = f"@{by.login} {verb}." if by.id else f"{by.login} {verb}."
+    async def _answer(self, approval: Approval, job: Job, by: Actor, text: str, words: str) -> None:
         said = "\n\n".join(part for part in (text, words.strip()) if part)
         await self._conductor.answer(job, said, by=by, event=f"approval:{approval.id}")
+
+
+def no_decision(approval: Approval, why: str) -> str:
+    """What the agent is told when there is no yes and nobody said no. ``why``: a sentence, "" when it is not known."""
+    if approval.state is ApprovalState.expired:
+        return "Nobody decided about this in time, so the answer is no."
+    if approval.state is ApprovalState.stale:
+        yes = f"@{approval.decided_by} approved this" if approval.decided_by_id else "This was approved"
+        parts = [f"{yes}, but that does not hold any more.", why, "So the answer is no."]
+    else:
+        parts = [
+            why or "This is not asked any more.",
+            "Nobody can decide about it now, so the answer is no.",
+        ]
+    return " ".join(part for part in parts if part)

@@ -110,6 +110,8 @@ class Housekeeping:
             if not job.hibernated or job.answer is not None or job.asked_at is None:
                 continue
             if datetime.now(UTC) - job.asked_at > self._patience:
+                if await self._store.waits_for_review(job.id):
+                    continue  # what reviewers are asked has its own time: `approvals.expires`
                 await self._store.move(
                     job.id,
                     JobState.timed_out,

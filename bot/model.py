@@ -354,6 +354,7 @@ class Approval:
     review_id: int | None = None
     settled_at: datetime | None = None  # whoever has to know its state was told
     used_at: datetime | None = None  # what was approved was done
+    used_by: str | None = None  # by that job, the last one that was let use it: nobody else goes unchecked
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ class Facts:
     labels: tuple[str, ...] = ()  # of the issue or pull request
     paths: tuple[str, ...] = ()  # that the pull request changes, where anybody needs to know
     paths_complete: bool = True
+    planned: bool = False  # what is in the pull request was made by an approved plan
     public: bool = False  # anybody may read the repository, and so write issues and comments
     author: Actor | None = None  # of the issue or pull request; None: the account is gone
     author_permission: str | None = None
@@ -213,9 +214,11 @@ def may_ask(facts: Facts) -> Reason:
 def kind_for(facts: Facts, request: Request) -> JobKind:
     """What becomes of ``request``: a task that needs an approved plan is a plan first.
 
-    What a review asks for has been looked at by a person already, and what an approval started has its plan.
+    What an approval started has its plan, and a review of what was made by that only follows it up. A review of a
+    pull request without such work asks for whatever it says.
     """
-    planned = request.approval_id is not None or request.trigger.event.startswith("pull_request_review.")
+    feedback = request.trigger.event.startswith("pull_request_review.")
+    planned = request.approval_id is not None or (feedback and facts.planned)
     return JobKind.plan if not planned and plan_first(facts, request.kind).ok else request.kind
 
 

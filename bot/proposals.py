@@ -73,7 +73,7 @@ class Proposals:
         if job.approval_id is None:
             return None
         try:
-            return await self._desk.use(job.approval_id)
+            return await self._desk.use(job.approval_id, by=job.id)
         except ApprovalVoid as error:
             raise JobFailed(Phase.policy, FailureKind.refused, error.message, error.hint) from error
 
@@ -84,7 +84,7 @@ class Proposals:
             if approval.state is not ApprovalState.approved or approval.kind is ApprovalKind.plan:
                 continue
             try:
-                await self._desk.use(approval.id)
+                await self._desk.use(approval.id, by=job.id)
                 grant = grant_of(approval.id, approval.kind, approval.details, self._settings)
             except (ApprovalVoid, NotGrantable) as error:
                 log.warning("an approval does not hold", approval=approval.id, error=error.message)

@@ -95,10 +95,15 @@ class ReviewFinder:
         url = self._path(repo, "/pulls/{number}/reviews", number=number)
         return [_review(one) async for one in self._client(repo).getiter(url)]
 
-    async def code_owners(self, repo: Repo, number: int, base: str) -> tuple[str, ...]:
-        """The code owners of what a pull request changes: ``@login`` and ``@organisation/team``."""
-        owners = await self._people.codeowners(repo, base)
-        return tuple(owners.of_any(await self._paths(repo, number)))
+    async def code_owners(self, repo: Repo, number: int, *, also: Collection[str] = ()) -> tuple[str, ...]:
+        """The code owners of what a pull request changes, and of ``also``: ``@login`` and ``@organisation/team``.
+
+        Where nothing is changed yet, whoever owns anything, as for the question whose review counts.
+        """
+        found = await self._get(repo, "/pulls/{number}", number=number)
+        owners = await self._people.codeowners(repo, str(found["base"]["ref"]))
+        paths = [*await self._paths(repo, number), *also]
+        return await asyncio.to_thread(owners.of_any, paths) if paths else owners.everybody()
 
     async def _facts(
         self, repo: Repo, number: int, found: Mapping[str, Any], ours: frozenset[str]

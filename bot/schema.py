@@ -268,6 +268,7 @@ approvals = Table(
     Column("review_id", BigInteger),
     Column("settled_at", UtcDateTime),
     Column("used_at", UtcDateTime),
+    Column("used_by", String(40)),  # the job that did
     Index("ix_approvals_state_expires_at", "state", "expires_at"),
     Index(
         "uq_approvals_pending_job_id",  # a job asks one thing at a time

@@ -304,6 +304,13 @@ class Store:
         async with self.engine.connect() as connection:
             return (await connection.execute(query.limit(1))).scalar_one_or_none()
 
+    async def waits_for_review(self, job_id: str) -> bool:
+        """Whether a review is to decide what the job waits for, or has, and the job was not told of that yet."""
+        open_ = or_(approvals.c.state == str(ApprovalState.pending), approvals.c.settled_at.is_(None))
+        query = select(approvals.c.id).where(approvals.c.job_id == job_id, open_)
+        async with self.engine.connect() as connection:
+            return (await connection.execute(query.limit(1))).first() is not None
+
     async def answered(self, event: str) -> bool:
         """Whether ``event`` has answered a question: the same event must not answer the next one, too."""
         query = select(answers.c.key).where(answers.c.key == _answer_key(event))

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bot.approval_store import ApprovalStore
 from bot.audit import Audit, AuditUnavailable, Wanted
-from bot.audit_chain import Verifier
+from bot.audit_chain import Entry, Verifier
 from bot.model import (
     Actor,
     Approval,
@@ -165,14 +165,15 @@ async def test_what_was_approved_is_used_once_and_then_nothing_changes_it(
 ) -> None:
     asked = approval()
     await approvals.ask(asked)
-    assert await approvals.use(asked) is None
+    assert await approvals.use(asked, by="j8") is None
     yes = await approvals.decide(asked, ApprovalState.approved, by=RITA, words="Fine.", review_id=9)
     assert yes is not None
     assert (yes.decided_by, yes.decided_by_id, yes.words, yes.review_id) == ("rita", 5, "Fine.", 9)
-    used = await approvals.use(yes, because=YES)
+    used = await approvals.use(yes, by="j8", because=YES)
     assert used is not None
     assert used.used_at is not None
-    assert await approvals.use(yes) == used  # the same again, after a crash
+    assert used.used_by == "j8"
+    assert await approvals.use(yes, by="j8") == used  # the same again, after a crash
     assert await approvals.end(yes, ApprovalState.stale, why="dismissed") is None
     assert await kinds(audit) == ["approval.asked", "approval.granted", "approval.used"]
 
@@ -187,8 +188,20 @@ async def test_what_was_approved_may_become_void_before_it_is_used(
     void = await approvals.end(yes, ApprovalState.stale, why="the review was dismissed")
     assert void is not None
     assert void.decided_by == "rita"
-    assert await approvals.use(yes) is None
+    assert await approvals.use(yes, by="j8") is None
     assert await kinds(audit) == ["approval.asked", "approval.granted", "approval.void"]
+
+
+async def test_each_job_that_uses_it_is_written_down(approvals: ApprovalStore, audit: Audit) -> None:
+    asked = approval()
+    await approvals.ask(asked)
+    yes = await approvals.decide(asked, ApprovalState.approved, by=RITA)
+    assert yes is not None
+    used = [await approvals.use(yes, by=job) for job in ("j8", "j9", "j9", "j8")]
+    assert [one.used_by for one in used if one is not None] == ["j8", "j9", "j9", "j8"]
+    entries = [entry async for entry in audit.entries(Wanted()) if isinstance(entry, Entry)]
+    by = [entry.details["by"] for entry in entries if entry.kind == "approval.used"]
+    assert by == ["j8", "j9", "j8"]
 
 
 async def test_asking_anew_takes_the_old_question_s_place(approvals: ApprovalStore, audit: Audit) -> None:
@@ -255,3 +268,17 @@ async def test_nothing_is_decided_that_cannot_be_written_down(
         await approvals.ask(approval(2))
     assert await approvals.approval("p1") == asked
     assert await approvals.pending_of("j2") is None
+
+
+async def test_a_job_waits_for_a_review_until_it_was_told(approvals: ApprovalStore, store: Store) -> None:
+    assert not await store.waits_for_review("j1")
+    asked = approval()
+    await approvals.ask(asked)
+    await approvals.settle(asked)
+    assert await store.waits_for_review("j1")
+    assert not await store.waits_for_review("j2")
+    yes = await approvals.decide(asked, ApprovalState.approved, by=RITA)
+    assert yes is not None
+    assert await store.waits_for_review("j1")
+    await approvals.settle(yes)
+    assert not await store.waits_for_review("j1")

@@ -72,8 +72,8 @@ class Told:
     async def refused(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
         self.calls.append(("refused", approval.id, by.login, words))
 
-    async def lapsed(self, approval: Approval, job: Job) -> None:
-        self.calls.append(("lapsed", approval.id, str(approval.state), ""))
+    async def lapsed(self, approval: Approval, job: Job, why: str) -> None:
+        self.calls.append(("lapsed", approval.id, str(approval.state), why))
 
 
 @dataclass
@@ -157,9 +157,10 @@ async def empty_commit(github: GitHub, installation: int, parent: str, message: 
 
 @asynccontextmanager
 async def world(
-    tmp_path: Path, *, config: dict[str, Any] | None = None, yaml: str = ""
+    tmp_path: Path, *, config: dict[str, Any] | None = None, yaml: str = "", owners: str = ""
 ) -> AsyncIterator[Place]:
     files = {"a.py": "x = 1\n"} | ({".github/conductor.yml": yaml} if yaml else {})
+    files |= {"CODEOWNERS": owners} if owners else {}
     permissions = {**APP_PERMISSIONS, "members": "read", "merge_queues": "read"}
     engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'c.db'}")
     await upgrade(engine)
@@ -282,6 +283,67 @@ async def test_whoever_is_named_is_requested_and_one_that_github_does_not_take_s
         assert [user["login"] for user in pull["requested_reviewers"]] == ["rita"]
 
 
+OWNERS = "* @tom @maria\na.py @rita\n/secret/ @carl someone@example.com @acme/nobody\n"
+
+
+@pytest.mark.parametrize(
+    ("push", "details", "wanted"),
+    [
+        (True, {}, ["rita"]),  # what the pull request changes
+        (True, {"paths": ["secret/key"]}, ["carl", "rita"]),  # and what the agent asks to change
+        (True, {"files": ["secret/key"]}, ["carl", "rita"]),  # or what was held back
+        (
+            False,
+            {},
+            ["carl", "rita", "tom"],
+        ),  # nothing is changed yet: whoever owns anything, but not who asked
+    ],
+)
+async def test_code_owners_are_requested_where_that_is_wanted(
+    tmp_path: Path, push: bool, details: dict[str, Any], wanted: list[str]
+) -> None:
+    config = {"approvals": {"request": {"codeowners": True}}}
+    async with world(tmp_path, config=config, owners=OWNERS) as place:
+        sha = await place.push("maria") if push else place.sha
+        await place.ask(sha=sha, details=details)
+        pull = await place.person("maria").request("GET", f"/repos/{REPO}/pulls/{place.number}")
+        assert sorted(user["login"] for user in pull["requested_reviewers"]) == wanted
+
+
+async def test_code_owners_are_not_requested_where_nobody_wants_that(tmp_path: Path) -> None:
+    async with world(tmp_path, owners=OWNERS) as place:
+        await place.ask()
+        pull = await place.person("maria").request("GET", f"/repos/{REPO}/pulls/{place.number}")
+        assert pull["requested_reviewers"] == []
+
+
+async def test_where_code_owners_cannot_be_read_the_others_are_requested(tmp_path: Path) -> None:
+    config = {"approvals": {"request": {"codeowners": True, "users": ["rita"]}}}
+    async with world(tmp_path, config=config, owners=OWNERS) as place:
+        place.sandbox.faults.add(Fault(path="CODEOWNERS", status=403, times=None))
+        asked = await place.ask()
+        pull = await place.person("maria").request("GET", f"/repos/{REPO}/pulls/{place.number}")
+        assert [user["login"] for user in pull["requested_reviewers"]] == ["rita"]
+        assert asked.settled_at is not None
+
+
+async def test_where_github_does_not_answer_code_owners_are_requested_later(tmp_path: Path) -> None:
+    config = {"approvals": {"request": {"codeowners": True}}}
+    async with world(tmp_path, config=config, owners=OWNERS) as place:
+        place.sandbox.faults.add(Fault(path="CODEOWNERS", status=502, times=None))
+        asked = await place.ask()
+        assert asked.settled_at is None
+        place.sandbox.faults.clear()
+        async with place.engine.begin() as connection:
+            await connection.execute(
+                update(approvals_table).values(asked_at=datetime.now(UTC) - timedelta(minutes=1))
+            )
+        await place.desk.settle()
+        assert (await place.now(asked)).settled_at is not None
+        pull = await place.person("maria").request("GET", f"/repos/{REPO}/pulls/{place.number}")
+        assert sorted(user["login"] for user in pull["requested_reviewers"]) == ["carl", "rita", "tom"]
+
+
 async def test_a_new_question_takes_the_place_of_the_job_s_old_one(place: Place) -> None:
     first = await place.ask(ApprovalKind.text)
     second = await place.ask(ApprovalKind.network, details={"host": "example.com"})
@@ -305,9 +367,9 @@ async def test_somebody_who_may_approves(place: Place) -> None:
     assert place.told.calls == [("approved", asked.id, "rita", "Go ahead, but keep `b`.")]
     (comment,) = place.ours()
     assert "**Approved** by rita" in comment
-    used = await place.desk.use(asked.id)
+    used = await place.desk.use(asked.id, by="j2")
     assert used.used_at is not None
-    assert await place.desk.use(asked.id) == used
+    assert await place.desk.use(asked.id, by="j2") == used
     assert await place.kinds() == ["approval.asked", "approval.granted", "approval.used"]
 
 
@@ -317,7 +379,7 @@ async def test_somebody_requests_changes_and_their_words_are_handed_on(place: Pl
     assert place.told.calls == [("refused", asked.id, "rita", "Smaller, please.")]
     assert "**Refused** by rita" in place.ours()[0]
     with pytest.raises(ApprovalVoid):
-        await place.desk.use(asked.id)
+        await place.desk.use(asked.id, by="j2")
 
 
 async def test_who_asked_may_send_it_back(place: Place) -> None:
@@ -517,9 +579,9 @@ async def test_a_push_between_the_review_and_its_use_makes_it_void(place: Place)
     await place.reviewed("rita")
     head = await place.push("carl")  # its webhook is still on its way
     with pytest.raises(ApprovalVoid, match=head[:12]):
-        await place.desk.use(asked.id)
+        await place.desk.use(asked.id, by="j2")
     assert (await place.now(asked)).state is ApprovalState.stale
-    assert place.told.calls[1:] == [("lapsed", asked.id, "stale", "")]
+    assert place.told.calls[1:] == [("lapsed", asked.id, "stale", f"The branch has moved to `{head[:12]}`.")]
     assert "approval.used" not in await place.kinds()
 
 
@@ -549,10 +611,51 @@ async def test_what_was_approved_is_checked_again_when_it_is_used(place: Place, 
     else:
         place.sandbox.set_role(REPO, "rita", "read")
     with pytest.raises(ApprovalVoid):
-        await place.desk.use(asked.id)
+        await place.desk.use(asked.id, by="j2")
     assert (await place.now(asked)).state is ApprovalState.stale
     assert "**Not valid any more.**" in place.ours()[0]
     assert [call[0] for call in place.told.calls] == ["approved", "lapsed"]
+
+
+@pytest.mark.parametrize("how", ["dismissed", "pushed", "closed"])
+async def test_what_was_used_is_checked_again_for_every_other_job(place: Place, how: str) -> None:
+    asked = await place.ask()
+    review = await place.review("rita")
+    await place.desk.reviewed(place.event())
+    assert (await place.desk.use(asked.id, by="j2")).used_by == "j2"
+    assert (await place.desk.use(asked.id, by="j3")).used_by == "j3"  # it holds
+    if how == "dismissed":
+        await place.person("maria").dismiss_review(REPO, place.number, review, "No.")
+    elif how == "pushed":
+        await place.push("carl")
+    else:
+        await place.person("maria").close(REPO, place.number)
+    for job in ("j2", "j4"):
+        with pytest.raises(ApprovalVoid, match="does not hold any more"):
+            await place.desk.use(asked.id, by=job)
+    # the same thing after a crash, when its own push may have moved the branch; and what was done stays approved
+    used = await place.desk.use(asked.id, by="j3")
+    assert (used.used_by, used.state) == ("j3", ApprovalState.approved)
+    assert (await place.kinds()).count("approval.used") == 2
+    assert [call[0] for call in place.told.calls] == ["approved"]
+
+
+@pytest.mark.parametrize("same", [True, False])
+async def test_who_approved_may_have_it_done_again_and_asks_for_nothing_else(
+    place: Place, same: bool
+) -> None:
+    asked = await place.ask()
+    await place.reviewed("rita")
+    trigger = Trigger(delivery_id="d3", event="issue_comment.created", actor=place.actor("rita"))
+    hers = place.job.evolve(
+        id="j3", number=place.number, trigger=trigger, approval_id=asked.id if same else None
+    )
+    assert await place.store.add_job(hers)
+    if same:
+        assert (await place.desk.use(asked.id, by="j3")).used_by == "j3"
+    else:
+        with pytest.raises(ApprovalVoid, match="You asked for this work"):
+            await place.desk.use(asked.id, by="j3")
 
 
 @pytest.mark.parametrize("how", ["dismissed", "edited", "refused since"])
@@ -569,7 +672,11 @@ async def test_what_takes_an_approval_back_is_heard_at_once(place: Place, how: s
     heard = await place.desk.reviewed(place.event())
     assert heard is (how != "refused since")  # that one is feedback, too
     assert (await place.now(asked)).state is ApprovalState.stale
-    assert place.told.calls[1:] == [("lapsed", asked.id, "stale", "")]
+    (_, (lapsed, about, state, why)) = place.told.calls
+    assert (lapsed, about, state) == ("lapsed", asked.id, "stale")
+    assert {"dismissed": "was dismissed", "edited": "was edited", "refused since": "tom requested"}[
+        how
+    ] in why
 
 
 async def test_a_text_that_changed_before_it_was_read_waits_for_its_own_event(place: Place) -> None:
@@ -646,13 +753,13 @@ async def test_nobody_decides(place: Place) -> None:
     await late(place, asked)
     await place.desk.settle()
     await place.desk.settle()
-    assert place.told.calls == [("lapsed", asked.id, "expired", "")]
+    assert place.told.calls == [("lapsed", asked.id, "expired", "nobody decided in time")]
     assert "**Nobody decided in time.**" in place.ours()[0]
     await place.reviewed("rita")
     assert (await place.now(asked)).state is ApprovalState.expired
     assert "Nobody had decided in time" in place.ours()[1]
     with pytest.raises(ApprovalVoid):
-        await place.desk.use(asked.id)
+        await place.desk.use(asked.id, by="j2")
 
 
 async def test_people_are_reminded_once(place: Place) -> None:
@@ -690,7 +797,7 @@ async def test_a_closed_pull_request_decides_nothing(place: Place) -> None:
     asked = await place.ask(ApprovalKind.network)
     await place.desk.closed(place.repo, place.number)
     assert (await place.now(asked)).state is ApprovalState.withdrawn
-    assert place.told.calls == [("lapsed", asked.id, "withdrawn", "")]
+    assert place.told.calls == [("lapsed", asked.id, "withdrawn", "The pull request was closed.")]
 
 
 async def test_who_was_not_told_before_a_crash_is_told_later(place: Place) -> None:
@@ -729,7 +836,7 @@ async def test_an_operator_decides_and_is_written_down(place: Place) -> None:
     )
     assert decided.state is ApprovalState.approved
     assert place.told.calls == [("approved", asked.id, "operator:root", "on call")]
-    assert (await place.desk.use(asked.id)).used_at is not None
+    assert (await place.desk.use(asked.id, by="j2")).used_at is not None
     assert (await place.kinds())[1:] == ["override", "approval.granted", "approval.used"]
     with pytest.raises(ConductorError, match="not pending"):
         await place.desk.decide_as_operator(asked.id, yes=False, reason="", operator="operator:root")
@@ -747,7 +854,7 @@ async def test_an_operator_too_decides_about_what_is_there_now(place: Place) -> 
     await place.desk.decide_as_operator(anew.id, yes=True, reason="", operator="operator:root")
     await place.push("carl", **{"b.py": "y = 1\n"})
     with pytest.raises(ApprovalVoid):
-        await place.desk.use(anew.id)
+        await place.desk.use(anew.id, by="j2")
 
 
 async def test_who_comments_is_told_where_to_click(place: Place) -> None:

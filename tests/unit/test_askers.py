@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bot.approval_desk import askers_of
-from bot.dialogue import DECISION_EVENT, REVIEW_EVENT
+from bot.approval_desk import DECIDED, FEEDBACK, askers_of
 from bot.fixer import EVENT as FIX_EVENT
 from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
 from handlers.commands import COMMAND_IN_REVIEW
@@ -39,7 +38,6 @@ def job(event: str, who: int) -> Job:
         "pull_request_review_comment.created",
         "check_run.requested_action",
         "check_run.rerequested",
-        DECISION_EVENT,
         FIX_EVENT,
         COMMAND_IN_REVIEW,  # a command is one, wherever it stands
     ],
@@ -49,8 +47,14 @@ def test_who_commands_asks(event: str) -> None:
 
 
 def test_who_reviews_does_not_ask_but_who_did_before_still_did() -> None:
-    assert askers_of([job("issues.labeled", 4), job(REVIEW_EVENT, 5)]) == {4}
-    assert askers_of([job("issues.labeled", 4), job(REVIEW_EVENT, 5), job("issue_comment.created", 5)]) == {
+    assert askers_of([job("issues.labeled", 4), job(FEEDBACK, 5)]) == {4}
+    assert askers_of([job("issues.labeled", 4), job(FEEDBACK, 5), job("issue_comment.created", 5)]) == {
         4,
         5,
     }
+
+
+def test_what_was_decided_is_in_the_name_of_who_asked_before() -> None:
+    assert askers_of([job("issues.labeled", 4), job(DECIDED, 4)]) == {4}
+    # a review was feedback, a plan was made of it, and that was approved: nobody became an asker by that
+    assert askers_of([job("issues.labeled", 4), job(FEEDBACK, 5), job(DECIDED, 5)]) == {4}

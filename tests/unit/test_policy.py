@@ -28,6 +28,7 @@ RULES = Rules(
     models={"claude": "sonnet", "codex": "gpt"},
 )
 MARIA = Actor(login="maria", id=7, type="User")
+FEEDBACK = Trigger(delivery_id="d", event="pull_request_review.submitted", actor=MARIA)
 
 
 def facts(**changes: object) -> Facts:
@@ -240,10 +241,8 @@ def test_who_may_let_an_agent_go_on(changes: dict[str, object], says: str | None
         ({}, JobKind.plan),
         ({"kind": JobKind.review}, JobKind.review),
         ({"approval_id": "a1"}, JobKind.task),
-        (
-            {"trigger": Trigger(delivery_id="d", event="pull_request_review.submitted", actor=MARIA)},
-            JobKind.task,
-        ),
+        ({"trigger": FEEDBACK}, JobKind.plan),
+        ({"kind": JobKind.fix}, JobKind.fix),
         ({"retry_of": "j1"}, JobKind.plan),
     ],
 )
@@ -251,6 +250,14 @@ def test_a_task_that_needs_a_plan_is_a_plan_first(changes: dict[str, object], ki
     always = facts(config=parse("approvals: {plan: always}"))
     assert kind_for(always, request(**changes)) is kind
     assert kind_for(facts(), request(**changes)) is (JobKind.task if kind is JobKind.plan else kind)
+
+
+def test_only_feedback_follows_up_what_an_approved_plan_made() -> None:
+    always = facts(config=parse("approvals: {plan: always}"), planned=True)
+    assert kind_for(always, request(trigger=FEEDBACK)) is JobKind.task
+    command = Trigger(delivery_id="d", event="pull_request_review_command.submitted", actor=MARIA)
+    for changes in ({}, {"trigger": command}):
+        assert kind_for(always, request(**changes)) is JobKind.plan
 
 
 def test_the_lower_limit_counts() -> None:

@@ -78,6 +78,7 @@ def upgrade() -> None:
         sa.Column("review_id", sa.BigInteger()),
         sa.Column("settled_at", UtcDateTime()),
         sa.Column("used_at", UtcDateTime()),
+        sa.Column("used_by", sa.String(40)),
     )
     op.create_index("ix_approvals_state_expires_at", "approvals", ["state", "expires_at"])
     op.create_index("ix_approvals_repo_id_pull_number", "approvals", ["repo_id", "pull_number"])
