@@ -10,7 +10,7 @@ import click
 
 from bot.approval_store import ApprovalStore
 from bot.audit import Audit, operator
-from bot.cli.run import config_option, fail, settings_from, with_redis
+from bot.cli.run import config_option, fail, logging_redactor, settings_from, with_redis
 from bot.config import Settings
 from bot.database import create_engine, upgrade
 from bot.errors import ConductorError
@@ -98,7 +98,7 @@ async def _decided(settings: Settings, approval_id: str, yes: bool, reason: str)
 
     if not settings.redis_url:  # the one of `conductor up`; when that does not run, nobody needs to be woken
         settings = with_redis(settings, EmbeddedRedis(settings.data_dir / "redis").url)
-    async with everything_that_acts(settings, Redactor(settings.secrets())) as bot:
+    async with everything_that_acts(settings, logging_redactor(settings)) as bot:
         decided = await bot.desk.decide_as_operator(approval_id, yes=yes, reason=reason, operator=operator())
         return f"{decided.id} is {decided.state} by {decided.decided_by}."
 

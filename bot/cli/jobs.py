@@ -12,12 +12,11 @@ import click
 
 from bot.audit import operator
 from bot.audit_chain import AuditKind
-from bot.cli.run import config_option, fail, settings_from, with_redis
+from bot.cli.run import config_option, fail, logging_redactor, settings_from, with_redis
 from bot.config import Settings
 from bot.database import create_engine, upgrade
 from bot.errors import ConductorError
 from bot.model import Job, Trigger
-from bot.redact import Redactor
 from bot.render import duration, money
 from bot.store import Store
 
@@ -75,7 +74,7 @@ async def _carry_out(settings: Settings, order: Order, job_id: str) -> str:
 
     if not settings.redis_url:  # the one of `conductor up`; when that does not run, nobody needs to be woken
         settings = with_redis(settings, EmbeddedRedis(settings.data_dir / "redis").url)
-    async with heart(settings, Redactor(settings.secrets())) as (conductor, _):
+    async with heart(settings, logging_redactor(settings)) as (conductor, _):
         job = await conductor.store.job(job_id)
         if job is None:
             raise ConductorError(f"There is no job {job_id!r}.", "`conductor jobs` lists them.")

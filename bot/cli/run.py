@@ -45,11 +45,17 @@ def settings_from(config: Path | None, **overrides: Any) -> Settings:
         fail(error)
 
 
+def logging_redactor(settings: Settings) -> Redactor:
+    """What takes the secrets out of all that a process tells. Its log goes through it, too, to standard error."""
+    redactor = Redactor(settings.secrets())
+    configure(settings.mode, settings.log_level, redactor)
+    return redactor
+
+
 def run_until_signal(settings: Settings, *openers: Opener) -> None:
     """Run ``openers`` in order until SIGINT or SIGTERM, then close them in reverse."""
     try:
-        redactor = Redactor(settings.secrets())
-        configure(settings.mode, settings.log_level, redactor)
+        redactor = logging_redactor(settings)
         asyncio.run(_until_signal(settings, redactor, openers))
     except ConductorError as error:
         fail(error)
