@@ -326,6 +326,25 @@ def test_every_file_of_ours_that_is_named_exists(path: Path) -> None:
     assert set(wrong) <= made_by_people
 
 
+def test_the_apps_permissions_and_events_in_the_manual_are_those_of_its_manifest() -> None:
+    manifest = yaml.safe_load((ROOT / "app.yml").read_text())
+    rows = dict(
+        re.findall(r"^\| ([\w ]+) \| (.+) \|$", (ROOT / "docs" / "installation.md").read_text(), re.M)
+    )
+    told: dict[str, str] = {}
+    for row in ("Repository permissions", "Organization permissions"):
+        for names, level in re.findall(r"([A-Z][\w ,]+): \*(Read and write|Read-only)\*", rows[row]):
+            told |= {key_of(name): "read" if level == "Read-only" else "write" for name in names.split(", ")}
+    assert told == manifest["default_permissions"]
+    events = [key_of(name) for name in rows["Subscribe to events"].split(", ")]
+    assert sorted(events) == sorted(manifest["default_events"])
+
+
+def key_of(name: str) -> str:
+    """GitHub's key for what its pages call ``name``."""
+    return name.removeprefix("Commit ").lower().replace(" ", "_")
+
+
 def test_every_setting_is_in_the_manual_with_the_default_of_the_example_file() -> None:
     rows = re.findall(
         r"^\| `(\w+)` \| (.+?) \| .+ \|$", (ROOT / "docs" / "configuration.md").read_text(), re.M
