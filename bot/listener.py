@@ -49,8 +49,11 @@ class Listener:
             words = transcript.text if said.kind == "text" else said.text
             if said.kind in ("text", "tool") and words.strip():
                 if goes_on and recent and transcript.text.startswith(recent[-1]):
-                    recent.pop()
-                    self._logged.pop()
+                    before = recent.pop()
+                    if self._logged[-1] == before:  # else a program wrote something in between
+                        self._logged.pop()
                 recent.append(words)
                 self._logged.append(words)
                 self.recent = tuple(recent[-RECENT:])
+            elif said.kind == "log" and words.strip():
+                self._logged.append(words)  # what steps and programs print: for `/agent logs` alone
