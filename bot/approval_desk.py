@@ -385,6 +385,8 @@ class ApprovalDesk:
         log.info(
             "review does not count", approval=approval.id, review=review.id, by=review.login, why=sentences
         )
+        if review.author is not None:
+            await self.approvals.not_counted(approval, review_id=review.id, by=review.author, why=sentences)
         if silent:
             return
         try:

@@ -107,6 +107,23 @@ class ApprovalStore:
                 )
         return moved
 
+    async def not_counted(
+        self,
+        approval: Approval,
+        *,
+        review_id: int,
+        by: Actor,
+        why: Collection[str],
+        delivery_id: str | None = None,
+    ) -> None:
+        """Write down that a review decides nothing, and why. Never raises: that nothing follows needs no entry."""
+        await self._audit.record(
+            AuditKind.review_ignored,
+            actor=by,
+            delivery_id=delivery_id,
+            **_about(approval, review=review_id, why=list(why)),
+        )
+
     async def ask_anew(self, old: Approval, new: Approval) -> bool:
         """Let ``new`` take the place of ``old``, which is stale. False when ``old`` is not pending any more."""
         async with self.engine.begin() as connection:

@@ -42,6 +42,12 @@ class AuditKind(enum.StrEnum):
     push = "push"  # recorded right before: nothing leaves unrecorded
     push_failed = "push.failed"
     pull_opened = "pull.opened"
+    pull_closed = "pull.closed"  # a draft that nothing came of
+    branch_removed = "branch.removed"  # that nobody owned any more
+    lfs_upload = "lfs.upload"  # large files; recorded right before
+    token_revoked = "token.revoked"  # noqa: S105 - the name of an event; others end by themselves
+    review_ignored = "review.ignored"  # it does not count, and why
+    agent_refused = "agent.refused"  # what an agent asked for, and nobody can grant
     held_back = "held_back"  # changes that only people may make
     merge = "merge"
     process_started = "process.started"  # with what its operator set
@@ -61,6 +67,7 @@ MUST = frozenset(
         AuditKind.override,
         AuditKind.token_minted,
         AuditKind.push,
+        AuditKind.lfs_upload,
         AuditKind.merge,
     }
 )

@@ -158,8 +158,9 @@ class Conductor:
             else:
                 log.info("job accepted", agent=job.agent, by=request.trigger.actor.login, **job.log_context())
         if job.state is JobState.queued:
-            # before it is offered to the workers, so that two processes never write the first comment
+            # before it is offered to the workers, so that two processes never write the first comment or check run
             await self._best_effort(self.reporter.sticky(job, fresh=fresh), job)
+            await self._best_effort(self.reporter.checks_of(await self.store.job(job_id) or job), job)
             await self.scheduler.offer(job)
         # also when it runs already: the process before us may have died in between
         await self._best_effort(self.reporter.acknowledge(job), job)
@@ -208,7 +209,11 @@ class Conductor:
             number=job.number,
             job_id=job.id,
             delivery_id=trigger.delivery_id if trigger else None,
-            details={"event": trigger.event if trigger else "cli.cancel", "state": str(job.state)},
+            details={
+                "event": trigger.event if trigger else "cli.cancel",
+                "state": str(job.state),
+                **({"why": by} if trigger and by != trigger.actor.login else {}),
+            },
         )
         log.info("cancel requested", by=by, **job.log_context())
         moved = await self.store.cancel_unowned(job.id)
@@ -556,6 +561,6 @@ def _new_job(job_id: str, request: Request, choice: Choice, facts: Facts) -> Job
         kind=request.kind,
         left_out=request.left_out,
         fork=facts.from_fork,
-        base_sha=facts.head_sha if facts.from_fork else None,
+        base_sha=facts.head_sha,
         approval_id=request.approval_id,
     )

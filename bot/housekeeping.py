@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from bot.errors import ConductorError, GitHubUnavailable
+from bot.github_errors import Forbidden, NotFound
 from bot.model import FailureKind, Job, JobState
 from bot.queue import Dispatcher
 from bot.render import duration, waiting_words
@@ -26,6 +27,8 @@ SETTLED = timedelta(seconds=15)
 ABANDONED = timedelta(minutes=15)
 #: A question that is younger is being asked by the host that has it.
 ASKING = timedelta(minutes=1)
+#: A draft of a job that ended later may still be looked at, or its job be done once more.
+IDLE = timedelta(minutes=2)
 #: Comments of waiting jobs that are corrected in one round: GitHub counts each edit as content creation.
 CORRECTED = 10
 
@@ -72,6 +75,7 @@ class Housekeeping:
             self._tell_questions,
             self._tell_waiting,
             self._remove_branches,
+            self._close_drafts,
             self._prune,
             *self._also,
         ):
@@ -128,6 +132,13 @@ class Housekeeping:
                     await self._reporter.finished(job, also_on=job.base_sha)
                 except GitHubUnavailable:
                     raise
+                except (NotFound, Forbidden) as error:
+                    if isinstance(error, Forbidden) and "archived" not in str(error).lower():
+                        log.warning("end not told", error=str(error), **job.log_context())
+                        continue
+                    # the issue, the repository or the App is gone: nobody can be told
+                    log.info("nobody to tell", error=str(error), **job.log_context())
+                    await self._store.mark_reported(job.id, job.state)
                 except ConductorError as error:  # about this one only: a suspended App, a locked issue
                     log.warning("end not told", error=str(error), **job.log_context())
 
@@ -147,6 +158,16 @@ class Housekeeping:
         for job in await self._store.jobs_with_stray_branches():
             if _settled(job):
                 await self._reporter.remove_branch(job)
+
+    async def _close_drafts(self) -> None:
+        for job in await self._store.jobs_with_idle_drafts():
+            if job.finished_at is None or datetime.now(UTC) - job.finished_at > IDLE:
+                try:
+                    await self._reporter.close_draft(job)
+                except GitHubUnavailable:
+                    raise
+                except ConductorError as error:  # about this one only
+                    log.warning("draft not closed", error=str(error), **job.log_context())
 
     async def _tell_waiting(self) -> None:
         """Correct what comments say about why a job waits. The jobs before it end, limits are reached."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import structlog
 
+from bot.approval_store import ApprovalStore
 from bot.audit import CONDUCTOR
 from bot.audit_chain import AuditKind
 from bot.conductor import Conductor
@@ -19,7 +20,7 @@ from bot.errors import ConductorError
 from bot.github import GitHub, path
 from bot.github_errors import NotFound
 from bot.installation_store import Installation, InstallationStore
-from bot.model import Actor, Repo, Trigger
+from bot.model import Actor, ApprovalState, Repo, Trigger
 from bot.permissions import CHANGE, READ, SPEAK
 from bot.repository_setup import RepositorySetup
 
@@ -45,6 +46,7 @@ class Installs:
         self,
         *,
         conductor: Conductor,
+        approvals: ApprovalStore,
         github: GitHub,
         states: InstallationStore,
         setup: RepositorySetup,
@@ -53,6 +55,7 @@ class Installs:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._conductor = conductor
+        self._approvals = approvals
         self._github = github
         self._states = states
         self._setup = setup
@@ -134,6 +137,33 @@ class Installs:
             details={"event": trigger.event, "former": former},
         )
 
+    async def closed_down(self, repo: Repo, trigger: Trigger, why: str) -> None:
+        """A repository was archived or deleted: what waits or runs there is stopped, and nobody can be told there.
+
+        ``why``: what is said of who did it, for the audit trail.
+        """
+        await self._conductor.audit.record(
+            AuditKind.installation,
+            actor=trigger.actor,
+            repo=repo,
+            delivery_id=trigger.delivery_id,
+            details={"event": trigger.event},
+        )
+        await self._stop(repo.installation_id, [repo.id], trigger, why)
+        await self._states.tell_nobody(repo.installation_id, [repo.id])
+
+    async def issue_gone(self, repo: Repo, number: int, trigger: Trigger, why: str) -> None:
+        """An issue was deleted, or transferred to another repository: what waits or runs for it is stopped."""
+        by = _by(trigger, why)
+        for job in await self._conductor.store.jobs_on(repo.id, number):
+            if job.number != number:
+                continue
+            asked = await self._approvals.pending_of(job.id)
+            if asked is not None:
+                await self._approvals.end(asked, ApprovalState.withdrawn, why=by)
+            if not job.state.final:
+                await self._conductor.stop_job(job, by=by, trigger=trigger)
+
     async def look(self) -> None:
         """Read GitHub's list of installations, once an hour, and catch up with what no event told.
 
@@ -198,7 +228,11 @@ class Installs:
     async def _stop(
         self, installation_id: int, repo_ids: Collection[int] | None, trigger: Trigger, why: str
     ) -> None:
-        by = f"{trigger.actor.login}, {why}"[:120]
+        by = _by(trigger, why)
+        for asked in await self._approvals.pending():
+            here = repo_ids is None or asked.repo.id in repo_ids
+            if here and asked.repo.installation_id == installation_id:
+                await self._approvals.end(asked, ApprovalState.withdrawn, why=by)
         for job_id in await self._states.open_jobs(installation_id, repo_ids):
             job = await self._conductor.store.job(job_id)
             if job is not None:
@@ -261,6 +295,10 @@ def _say_missing(installation: Installation) -> None:
             missing=", ".join(f"{name}: {level}" for name, level in sorted(missing.items())),
             hint="Ask for them in the App's settings, and accept them where it is installed.",
         )
+
+
+def _by(trigger: Trigger, why: str) -> str:
+    return f"{trigger.actor.login}, {why}"[:120]
 
 
 def _names(repos: Sequence[Repo]) -> list[str]:

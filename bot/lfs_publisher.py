@@ -6,10 +6,13 @@ import asyncio
 import stat
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from bot import repo_config
+from bot.audit import CONDUCTOR, Audit
+from bot.audit_chain import AuditKind
 from bot.changes import shown, size_text
 from bot.errors import ConductorError, GitHubUnavailable, JobFailed
 from bot.github import GitHub
@@ -29,7 +32,10 @@ MAX_SEARCHED = 2**20
 class LfsPublisher:
     """Checks and brings the LFS objects of changes, where a repository's configuration has LFS on."""
 
-    def __init__(self, *, github: GitHub, remote: LfsRemote, cache: ObjectCache, redactor: Redactor) -> None:
+    def __init__(
+        self, *, github: GitHub, remote: LfsRemote, cache: ObjectCache, redactor: Redactor, audit: Audit
+    ) -> None:
+        self._audit = audit
         self._github = github
         self._cache = cache
         self._remote = remote
@@ -65,7 +71,7 @@ class LfsPublisher:
     async def publish(self, job: Job, repository: Path, *, base_sha: str, tree: str) -> None:
         """Bring the new objects that the change from ``base_sha`` to ``tree`` refers to; safe to repeat.
 
-        Raises JobFailed when GitHub does not take them, GitHubUnavailable when it does not answer.
+        Raises JobFailed when GitHub does not take them, GitHubUnavailable when it does not answer, AuditUnavailable.
         """
         if not _on(job):
             return
@@ -80,6 +86,7 @@ class LfsPublisher:
             fresh=True,
         )
         try:
+            await self._record(AuditKind.lfs_upload, job, objects=[pointer.oid for pointer in new])
             wanted = await self._remote.batch("upload", job.repo.full_name, new, token=token.value)
             for pointer in new:
                 answered, path = wanted.get(pointer.oid), self._file(job, repository, pointer.oid)
@@ -99,6 +106,8 @@ class LfsPublisher:
                 await self._github.revoke(token)
             except ConductorError as error:
                 log.warning("a token was not revoked; it ends by itself within the hour", error=str(error))
+            else:
+                await self._record(AuditKind.token_revoked, job, permissions={"contents": "write"})
         log.info("large files published", count=len(new), **job.log_context())
 
     async def keep(self, job: Job, repository: Path) -> None:
@@ -109,6 +118,17 @@ class LfsPublisher:
             await self._cache.adopt(staged(repository), job.repo.installation_id, job.repo.id)
         except OSError as error:
             log.warning("large files were not kept", error=str(error), **job.log_context())
+
+    async def _record(self, kind: AuditKind, job: Job, **details: Any) -> None:
+        await self._audit.record(
+            kind,
+            actor=CONDUCTOR,
+            repo=job.repo,
+            number=job.number,
+            job_id=job.id,
+            delivery_id=job.trigger.delivery_id,
+            details=details,
+        )
 
     def _file(self, job: Job, repository: Path, oid: str) -> Path | None:
         """The object, when this attempt brought it or this host has it from before."""

@@ -24,6 +24,8 @@ from typing import Any
 import structlog
 
 from bot import repo_config
+from bot.audit import CONDUCTOR, Audit
+from bot.audit_chain import AuditKind
 from bot.branches import branch_for
 from bot.config import Settings
 from bot.conversation import Conversation
@@ -58,7 +60,7 @@ from bot.proposals import Proposals
 from bot.publisher import Publisher
 from bot.redact import Redactor
 from bot.render import code, duration
-from bot.report import Reporter
+from bot.report import Reporter, shown_on
 from bot.results import HINTS, Verdict, asks, judge
 from bot.scales import Scales
 from bot.scheduling import Scheduler
@@ -105,6 +107,7 @@ class Workshop:
     facts: FactFinder
     reporter: Reporter
     publisher: Publisher
+    audit: Audit
     redactor: Redactor
     runner: Runner
     images: Images
@@ -150,10 +153,10 @@ class Performer:
         except (StaleAttempt, InfrastructureError):
             raise
         except JobFailed as error:
-            await story.end(JobState.failed, error.phase, error.kind, error)
+            await story.fail(error.phase, error.kind, error)
         except ConductorError as error:
             # GitHub or the configuration says no, and would say so again
-            await story.end(JobState.failed, story.phase, FailureKind.configuration, error)
+            await story.fail(story.phase, FailureKind.configuration, error)
 
 
 class _Attempt:
@@ -220,6 +223,7 @@ class _Attempt:
             ending = Ending(cause=Cause.outcome, outcome=outcome)
         else:
             ending = await self._run_turn(desk)
+        await self.record_refused(desk)
         usage = await self._usage(desk)
         await self.host.store.note(
             self.job.id, fence=self.attempt.fence, blocked=dict(desk.blocked), **usage_columns(usage)
@@ -233,6 +237,19 @@ class _Attempt:
             await self.host.store.save_session(self.job.thread_id, self.job.agent, session_id)
         await self.host.keeper.keep_session(self.job, desk)
         return ending
+
+    async def record_refused(self, desk: Desk) -> None:
+        """Write into the audit trail what the agent asked for in vain, since the last time."""
+        for tool, why in desk.take_refused():
+            await self.host.audit.record(
+                AuditKind.agent_refused,
+                actor=CONDUCTOR,
+                repo=self.job.repo,
+                number=self.job.number,
+                job_id=self.job.id,
+                delivery_id=self.job.trigger.delivery_id,
+                details={"agent": self.job.agent, "tool": tool, "why": why},
+            )
 
     async def _usage(self, desk: Desk) -> Usage:
         """What the whole job has used: this attempt, and those before."""
@@ -374,7 +391,12 @@ class _Attempt:
         await self._enter(Phase.publish)
         await self._set_attempt(AttemptState.publishing)
         self.job = await host.publisher.release(
-            self.job, self.attempt, repository, head, by=approval.decided_by or "a reviewer"
+            self.job,
+            self.attempt,
+            repository,
+            head,
+            by=approval.decided_by or "a reviewer",
+            of=await host.store.job(approval.job_id),
         )
         await self.end(JobState.succeeded)
 
@@ -515,6 +537,9 @@ class _Attempt:
         base_sha = await host.mirrors.resolve(mirror, start)
         if self.job.fork:
             await check_fork(self.job, host.settings, mirror, base=base, head=base_sha)
+        if pull is not None and self.job.base_sha and self.job.base_sha != base_sha:
+            # pushed to while it waited: its check run was put on the head of then
+            await host.reporter.left(self.job, self.job.base_sha, now=base_sha)
         await self._note(branch=branch, base=base, base_sha=base_sha)
         return mirror
 
@@ -826,8 +851,7 @@ class _Attempt:
         log.info("a person is asked", question=moved.question[:200])
         await self._set_attempt(AttemptState.paused)
         self._show()
-        if moved.target is TargetKind.pull_request and (sha := moved.base_sha):
-            self.progress.tell("check", lambda: host.reporter.check(moved, sha))
+        self._show_check()
         await self.progress.close()
         # what fails here, or was never begun, is told later: housekeeping looks for questions nobody heard of
         if request is None or request.kind is None:
@@ -943,6 +967,18 @@ class _Attempt:
             await self._report(self.host.proposals.withdraw(moved))
         await self._say_the_end()
 
+    async def fail(self, phase: Phase, kind: FailureKind, error: ConductorError) -> None:
+        """End it as failed; or as cancelled when somebody wanted that already, and this may well come of it.
+
+        A suspended App, or one that was removed, is refused everything before this host hears of it.
+        """
+        now = await self.host.store.job(self.job.id)
+        if now is not None and now.cancel_requested_by and not now.state.final:
+            log.info("failed while it was being cancelled", error=str(error))
+            await self.end(JobState.cancelled)
+        else:
+            await self.end(JobState.failed, phase, kind, error)
+
     async def _say_the_end(self) -> None:
         await self.progress.close("sticky", "check")
         # what fails here is told later: housekeeping looks for ends that were not reported
@@ -998,9 +1034,13 @@ class _Attempt:
         log.info("phase", phase=str(phase))
         if phase in (Phase.image, Phase.agent, Phase.publish):
             self._show()
+        if phase is Phase.agent:
+            self._show_check()
+
+    def _show_check(self) -> None:
         job = self.job
-        if phase is Phase.agent and job.target is TargetKind.pull_request and (sha := job.base_sha):
-            self.progress.tell("check", lambda: self.host.reporter.check(job, sha))
+        if shown_on(job):
+            self.progress.tell("check", lambda: self.host.reporter.checks_of(job))
 
     def _show(self, lines: Sequence[str] = ()) -> None:
         job = self.job

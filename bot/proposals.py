@@ -55,8 +55,13 @@ class Proposals:
             return job.evolve(pull_number=job.pull_number or _pull(job, pending.pull_number))
         number = job.pull_number if job.own_branch else job.number
         if at is None and (job.branch or "").startswith(f"{PREFIX}/"):
+            before = job.marker_sha
             job = await self._publisher.mark(job, attempt, repository, title=title, words=subject)
-            if number is None:
+            if before and job.marker_sha and before != job.marker_sha:
+                await self._publisher.left(job, before, now=job.marker_sha)
+            if number is not None and kind in (ApprovalKind.plan, ApprovalKind.protected):
+                await self._publisher.describe(job, number, title=title)
+            elif number is None:
                 await self._store.check_fence(job.id, attempt.fence)
                 number = await self._publisher.open_pull(job, title=title, draft=True)
                 job = job.evolve(pull_number=number)

@@ -22,6 +22,7 @@ from bot.changes import ChangedFile, ChangeRules, Changes, check_changes, held_b
 from bot.config import Settings
 from bot.errors import ConductorError, JobFailed
 from bot.github import AppIdentity, GitHub
+from bot.github_errors import GitHubError
 from bot.held_back import MAX_LISTED as MAX_HELD_LISTED
 from bot.held_back import MAX_SHOWN, HeldBack
 from bot.lfs_publisher import LfsPublisher
@@ -147,16 +148,41 @@ class Publisher:
         )
         return await self._land(job, attempt, repository, tree=tree, message=message, column="marker_sha")
 
-    async def release(self, job: Job, attempt: Attempt, repository: Path, head: str, *, by: str) -> Job:
-        """Push the rest of a change whose commit is ``head``, after ``by`` approved it. Returns the changed job."""
+    async def describe(self, job: Job, number: int, *, title: str) -> None:
+        """Let a draft of ours tell what ``job`` says now. A text that stays as it was is no reason to fail."""
+        try:
+            await self._reporter.describe(job, number, title=title, closes=self._settings.close_issues)
+        except GitHubError as error:
+            log.warning("pull request not described", error=str(error), **job.log_context())
+
+    async def release(
+        self,
+        job: Job,
+        attempt: Attempt,
+        repository: Path,
+        head: str,
+        *,
+        by: str,
+        of: Job | None = None,
+    ) -> Job:
+        """Push the rest of a change whose commit is ``head``, after ``by`` approved it. Returns the changed job.
+
+        ``of``: the job whose change it is, and whose words the pull request's text are.
+        """
         tree = await quarantine.tree_of(repository, head)
         message = self._redactor.text(
             f"{quiet_line(oneline(job.title, 80))}: the protected part\n\n"
             f"Approved by {by}. For #{job.number} (job {job.id})."
         )
         job = await self._land(job, attempt, repository, tree=tree, message=message, column="head_sha")
-        await self._reporter.ready(job, job.number, title=job.title)
+        says = of.evolve(held_back="") if of is not None else None
+        closes = self._settings.close_issues
+        await self._reporter.ready(job, job.number, title=job.title, closes=closes, says=says)
         return job
+
+    async def left(self, job: Job, sha: str, *, now: str) -> None:
+        """A job's check run on ``sha`` is told no more: its branch is at ``now``."""
+        await self._reporter.left(job, sha, now=now)
 
     async def open_pull(self, job: Job, *, title: str, draft: bool = False) -> int:
         """Open the pull request of the job's branch, or find the one that is there. Returns its number."""
@@ -367,6 +393,8 @@ class Publisher:
                 await self._github.revoke(token)
             except ConductorError as error:
                 log.warning("a token was not revoked; it ends by itself within the hour", error=str(error))
+            else:
+                await self._record(AuditKind.token_revoked, job, permissions=dict(PUSH_PERMISSIONS))
 
     @asynccontextmanager
     async def _recorded(self, job: Job, *, by: str, expected: str | None) -> AsyncIterator[None]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +20,8 @@ from cachetools import TTLCache
 
 from bot.agent_requests import ToDo
 from bot.annotations import Annotation, of_job
+from bot.audit import CONDUCTOR, Audit, Wanted
+from bot.audit_chain import AuditKind, Entry
 from bot.check_report import check_name, check_run
 from bot.check_runs import CheckRuns
 from bot.endings import next_step, said, why
@@ -26,6 +31,7 @@ from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import Job, JobState, Repo, TargetKind, Trigger
 from bot.network import explain
 from bot.permissions import CHANGE, SPEAK
+from bot.reasons import as_markdown, from_data
 from bot.redact import Redactor
 from bot.render import clip, marker, oneline, quiet, quiet_line, render, waiting_words
 from bot.store import Store
@@ -36,7 +42,7 @@ log = structlog.get_logger(__name__)
 #: A job younger than this without a comment: whoever accepted it is just writing one. A second is not to be made.
 FIRST_COMMENT = timedelta(seconds=10)
 
-
+_PULL_MARK = re.compile(r"<!-- agent-conductor:pull:(j[0-9a-f]{12})/([0-9a-f]{16}) -->")
 _READY = """
 mutation($pull: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $pull}) { pullRequest { isDraft } } }
 """
@@ -54,11 +60,12 @@ class Reporter:
         may_allow: Sequence[str] = (),
         web_url: str = "https://github.com",
         answers_hour: int = 0,
+        audit: Audit | None = None,
     ) -> None:
         """``may_allow``: EGRESS_MAY_ALLOW, so that people are told what they may add themselves.
 
         ``web_url``: where GitHub's pages are. ``answers_hour``: of :meth:`reply`, for a person in a repository; 0: no
-        limit.
+        limit. ``audit`` gets what is closed and removed.
         """
         self.checks = CheckRuns(github, redactor)
         self._github = github
@@ -67,7 +74,9 @@ class Reporter:
         self._may_allow = may_allow
         self._web_url = web_url.rstrip("/")
         self._answers = answers_hour
+        self._audit = audit
         self._silent: TTLCache[str, bool] = TTLCache(1000, ttl=3600)
+        self._because: TTLCache[str, str] = TTLCache(200, ttl=3600)
 
     # --- what people see of a job
 
@@ -127,8 +136,8 @@ class Reporter:
     async def progress(self, job: Job, *, lines: Sequence[str] = (), todo: Sequence[ToDo] = ()) -> None:
         """Show what an agent is doing: in the job's comment and, where it has a commit to stand on, its check run."""
         await self.sticky(job, progress=lines, todo=todo)
-        if job.target is TargetKind.pull_request and job.base_sha:
-            await self.check(job, job.base_sha, progress=lines, todo=todo)
+        for sha in shown_on(job):
+            await self.check(job, sha, progress=lines, todo=todo)
 
     async def _first_comment(self, job: Job) -> int | None:
         """The comment that somebody else may be creating right now, when the job is that young."""
@@ -184,6 +193,7 @@ class Reporter:
                 todo=todo,
                 annotations=(*of_job(job, explain(job.blocked, self._may_allow)), *annotations),
             )
+            run = replace(run, text=await self._reasons(job))
             found = await self.checks.put(job.repo, sha, run)
             if found != job.check_run_id:
                 await self._store.note(job.id, check_run_id=found)
@@ -192,6 +202,48 @@ class Reporter:
                 return
             # as with the comment: what was told meanwhile must not be covered by what was before
             job, progress, todo = now, (), ()
+
+    async def checks_of(self, job: Job) -> None:
+        """Show how far a job is on every commit that it has a check run on (:func:`shown_on`)."""
+        for sha in shown_on(job):
+            await self.check(job, sha)
+
+    async def left(self, job: Job, sha: str, *, now: str) -> None:
+        """The job's check run stands on ``sha``, and nothing more will be told there: it goes on at commit ``now``."""
+        name = check_name(job.kind)
+        if name is None:
+            return
+        comment = self._comment_url(job)
+        about = self._about(job, (), (), None)
+        run = replace(
+            check_run(
+                name,
+                job,
+                summary=render("check/summary.md.j2", comment=comment, **about),
+                details_url=comment,
+            ),
+            title=f"Goes on at {now[:12]}",
+            conclusion="neutral",
+            actions=(),
+        )
+        try:
+            await self.checks.put(job.repo, sha, run)
+        except (GitHubError, GitHubUnavailable) as error:
+            log.warning("check run not ended", sha=sha, error=str(error), **job.log_context())
+
+    async def _reasons(self, job: Job) -> str:
+        """Why the job was accepted, for its check run: folded, as the audit trail has it; "" when that is not there."""
+        known = self._because.get(job.id)
+        if known is None and self._audit is not None:
+            wanted = Wanted(job_id=job.id, kinds=[AuditKind.job_accepted])
+            found = [one for one in await self._audit.newest(wanted, 1) if isinstance(one, Entry)]
+            known = ""
+            if found and found[0].decision is not None:
+                with suppress(KeyError, TypeError):  # one that was too large to be kept
+                    tree = as_markdown(from_data(found[0].decision))
+                    known = render("comments/reasons.md.j2", reasons=tree)
+            self._because[job.id] = known
+        return known or ""
 
     def _comment_url(self, job: Job) -> str | None:
         """Where the job's comment is, for people."""
@@ -214,7 +266,8 @@ class Reporter:
         if found is not None:
             return found
         data = {
-            **self._pull_text(job, title, closes=closes),
+            "title": self._title(title),
+            "body": self._pull_text(job, closes=closes, unfinished=draft),
             "head": job.branch,
             "base": base,
             "draft": draft,
@@ -232,48 +285,149 @@ class Reporter:
             created = await client.post(self._path(job.repo, "/pulls"), data=data | {"draft": False})
         return int(created["number"])
 
-    async def ready(self, job: Job, number: int, *, title: str, closes: bool = True) -> None:
+    async def describe(self, job: Job, number: int, *, title: str, closes: bool = True) -> None:
+        """Let a draft of ours have ``title`` and the text that is true now: what ``job`` plans or asks.
+
+        A text that people have changed stays theirs.
+        """
+        client = self._github.repository(job.repo, CHANGE)
+        pull = await client.getitem(self._path(job.repo, "/pulls/{number}", number=number))
+        opener = await self._opener(job.repo, number)
+        if opener is not None and _unfinished(pull):
+            await self._rewrite(client, pull, job, opener, title=title, closes=closes)
+
+    async def ready(
+        self, job: Job, number: int, *, title: str, closes: bool = True, says: Job | None = None
+    ) -> None:
         """Let a draft of ours be a pull request like any other, with what was done as its title and text.
 
         REST cannot do that: https://docs.github.com/en/graphql/reference/mutations#markpullrequestreadyforreview
+        One that is no draft (any more) gets only the text, when that was to become true by this job. A text that people
+        have changed stays theirs. ``says``: the job whose words these are, by default ``job`` itself.
         """
         client = self._github.repository(job.repo, CHANGE)
-        url = self._path(job.repo, "/pulls/{number}", number=number)
-        pull = await client.getitem(url)
-        if not pull.get("draft"):
+        pull = await client.getitem(self._path(job.repo, "/pulls/{number}", number=number))
+        opener = await self._opener(job.repo, number)
+        if opener is None:
             return
-        text = self._pull_text(job, title, closes=closes)
-        if job.pull_number != number:
-            del text["body"]  # of the job that opened it
-        await client.patch(url, data=text)
-        await client.graphql(_READY, pull=pull["node_id"])
+        meant = job.approval_id or opener.id == job.id
+        if says is not None:  # what it told before: else somebody else's words stand there
+            meant = _written_by(str(pull.get("body") or "")) == says.id
+        if pull.get("draft") or meant:
+            await self._rewrite(client, pull, says or job, opener, title=title, closes=closes)
+        if pull.get("draft"):
+            await client.graphql(_READY, pull=pull["node_id"])
 
-    def _pull_text(self, job: Job, title: str, *, closes: bool) -> dict[str, Any]:
-        body = render("comments/pull_request.md.j2", job=job, marker=marker("pull", job.id), closes=closes)
-        return {"title": oneline(quiet_line(self._redactor.text(title)), 200), "body": self._clean(body)}
+    async def _opener(self, repo: Repo, number: int) -> Job | None:
+        """The job that opened a pull request; None: it is not ours."""
+        here = await self._store.jobs_on(repo.id, number)
+        return next((one for one in reversed(here) if one.pull_number == number), None)
+
+    async def _rewrite(
+        self,
+        client: GitHubClient,
+        pull: Mapping[str, Any],
+        says: Job,
+        opener: Job,
+        *,
+        title: str,
+        closes: bool,
+    ) -> None:
+        before, changes = str(pull.get("body") or ""), {}
+        body = self._pull_text(says, opener=opener, closes=closes)
+        if _written_by(before) is not None and _flat(before) != _flat(body):
+            changes["body"] = body
+        if _unfinished(pull) and pull["title"] != self._title(title):
+            changes["title"] = self._title(title)
+        if changes:
+            url = self._path(says.repo, "/pulls/{number}", number=int(pull["number"]))
+            await client.patch(url, data=changes)
+
+    def _title(self, title: str) -> str:
+        return oneline(quiet_line(self._redactor.text(title)), 200)
+
+    def _pull_text(
+        self, job: Job, *, closes: bool, opener: Job | None = None, unfinished: bool = False
+    ) -> str:
+        """What a pull request says. Its hidden first line tells whose words it has, and what they were."""
+        text = self._clean(
+            render(
+                "comments/pull_request.md.j2",
+                job=job,
+                origin=opener or job,
+                closes=closes,
+                unfinished=unfinished,
+            )
+        )
+        return f"{marker('pull', f'{job.id}/{_digest([_flat(text)])}')}\n{text}"
+
+    async def close_draft(self, job: Job) -> None:
+        """Close the draft that a job opened and nothing came of, with one sentence; unless somebody has pushed to it.
+
+        Its branch is removed, too, unless later jobs worked there: then they can be done once more when it is reopened.
+        """
+        number = job.pull_number
+        if number is None:
+            raise ValueError("the job has no pull request")
+        here = await self._store.jobs_on(job.repo.id, number)
+        about = await self._store.jobs_on(job.repo.id, job.number)
+        again = next((one for one in about if one.retry_of == job.id), None)
+        followed = any(one.number == number for one in here)
+        client = self._github.repository(job.repo, CHANGE)
+        url = self._path(job.repo, "/pulls/{number}", number=number)
+        try:
+            pull = await client.getitem(url)
+        except NotFound:
+            pull = {"state": "gone"}
+        ours = {one.marker_sha for one in here if one.marker_sha}
+        if pull["state"] == "open" and pull["head"]["sha"] in ours:
+            mark = marker("closed", job.id)
+            body = render("comments/closed.md.j2", marker=mark, job=job, followed=followed, again=again)
+            await self.comment(job.repo, number, mark, body)
+            await self._record(AuditKind.pull_closed, job, pull=number)
+            await client.patch(url, data={"state": "closed"})
+            log.info("closed a draft that nothing came of", pull=number, **job.log_context())
+            if not followed:
+                await self._remove_branch(job, pull["head"]["sha"])
+        await self._store.note(job.id, marker_sha=None)
 
     async def remove_branch(self, job: Job) -> None:
         """Remove the branch that a job pushed and never opened a pull request for, if nobody has touched it."""
-        if job.branch:
-            client = self._github.repository(job.repo, CHANGE)
-            try:
-                found = await client.getitem(
-                    self._path(job.repo, "/git/ref/heads/{+branch}", branch=job.branch)
-                )
-                if found["object"]["sha"] == job.head_sha:
-                    await client.delete(self._path(job.repo, "/git/refs/heads/{+branch}", branch=job.branch))
-                    log.info("removed a stray branch", branch=job.branch, **job.log_context())
-            except NotFound:
-                pass  # it was never pushed
+        if job.branch and job.head_sha:
+            await self._remove_branch(job, job.head_sha)
         await self._store.note(job.id, head_sha=None)
+
+    async def _remove_branch(self, job: Job, sha: str) -> None:
+        """Remove a job's branch if it is at ``sha``."""
+        client, branch = self._github.repository(job.repo, CHANGE), job.branch or ""
+        try:
+            found = await client.getitem(self._path(job.repo, "/git/ref/heads/{+branch}", branch=branch))
+            if found["object"]["sha"] != sha:
+                return
+            await self._record(AuditKind.branch_removed, job, sha=sha, branch=branch)
+            await client.delete(self._path(job.repo, "/git/refs/heads/{+branch}", branch=branch))
+        except NotFound:
+            return  # it was never pushed, or somebody was faster
+        log.info("removed a stray branch", branch=branch, **job.log_context())
+
+    async def _record(self, kind: AuditKind, job: Job, *, sha: str | None = None, **details: Any) -> None:
+        if self._audit is not None:
+            await self._audit.record(
+                kind,
+                actor=CONDUCTOR,
+                repo=job.repo,
+                number=job.number,
+                job_id=job.id,
+                sha=sha,
+                details=details,
+            )
 
     async def finished(
         self, job: Job, *, also_on: str | None = None, annotations: Sequence[Annotation] = ()
     ) -> None:
         """Show a job's end everywhere: comment, check runs. Then remember that it was shown."""
-        for sha in dict.fromkeys(
-            sha for sha in (job.head_sha, also_on if job.target is TargetKind.pull_request else None) if sha
-        ):
+        began = also_on if job.target is TargetKind.pull_request else None
+        for sha in dict.fromkeys(sha for sha in (job.head_sha, job.marker_sha, began) if sha):
             try:
                 await self.check(job, sha, annotations=annotations)
             except (NotFound, Unprocessable, Forbidden) as error:
@@ -416,6 +570,29 @@ class Reporter:
 
     def _clean(self, text: str) -> str:
         return clip(self._redactor.text(text))
+
+
+def shown_on(job: Job) -> list[str]:
+    """Commits on which a job that has not ended has its check run: the pull request's as it found it, and its own."""
+    began = job.base_sha if job.target is TargetKind.pull_request else None
+    return list(dict.fromkeys(sha for sha in (began, job.marker_sha) if sha))
+
+
+def _written_by(body: str) -> str | None:
+    """The id of the job whose words a pull request's text is, exactly; None when people have changed it."""
+    first, _, text = body.partition("\n")
+    found = _PULL_MARK.fullmatch(first.strip())
+    return found[1] if found and found[2] == _digest([_flat(text)]) else None
+
+
+def _unfinished(pull: Mapping[str, Any]) -> bool:
+    """Whether a pull request of ours has no work in it yet: where a repository has no drafts, its title tells that."""
+    return bool(pull.get("draft")) or str(pull["title"]).startswith(("Plan: ", "Asks: "))
+
+
+def _flat(text: str) -> str:
+    """``text`` whatever becomes of its line ends on the way."""
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
 def _digest(sentences: Sequence[str]) -> str:

@@ -180,6 +180,7 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
                     may_allow=settings.egress_may_allow,
                     web_url=settings.github_url,
                     answers_hour=settings.limit_answers_hour,
+                    audit=audit,
                 ),
                 ledger=Ledger(engine),
                 audit=audit,
@@ -232,6 +233,7 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
                     ),
                     installs=Installs(
                         conductor=conductor,
+                        approvals=approvals,
                         github=github,
                         states=InstallationStore(engine),
                         setup=RepositorySetup(github, store, agents=settings.agents),

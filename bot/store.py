@@ -35,6 +35,7 @@ from bot.model import (
     FINAL_STATES,
     TRANSITIONS,
     Actor,
+    ApprovalKind,
     ApprovalState,
     Attempt,
     AttemptState,
@@ -106,9 +107,10 @@ class Store:
         return await self._jobs(where)
 
     async def jobs_at(self, repo_id: int, sha: str) -> list[Job]:
-        """Jobs whose check run may be on a commit: that they pushed, or of the pull request that they began with."""
+        """Jobs whose check run may be on a commit: that they pushed or ask about, or that they began with."""
         began = and_(jobs.c.target == str(TargetKind.pull_request), jobs.c.base_sha == sha)
-        return await self._jobs(and_(jobs.c.repo_id == repo_id, or_(jobs.c.head_sha == sha, began)))
+        own = or_(jobs.c.head_sha == sha, jobs.c.marker_sha == sha)
+        return await self._jobs(and_(jobs.c.repo_id == repo_id, or_(own, began)))
 
     async def active_jobs(self, *states: JobState) -> list[Job]:
         """Jobs that are not final, or those in ``states``, newest first."""
@@ -142,6 +144,49 @@ class Store:
                 or_(jobs.c.target == str(TargetKind.issue), jobs.c.fork),
                 jobs.c.head_sha.is_not(None),
                 jobs.c.pull_number.is_(None),
+            )
+        )
+
+    async def jobs_with_idle_drafts(self) -> list[Job]:
+        """Jobs that opened a draft of which nothing came, and nothing will: nobody works there, nothing is asked.
+
+        The job ended in vain or without a change; nobody approved its plan, or the patch, in time, or that was taken
+        back; or it was done once more, in a pull request of its own.
+        """
+        other, asked, vain = jobs.alias(), approvals.c, FINAL_STATES - {JobState.succeeded}
+        here = and_(asked.repo_id == jobs.c.repo_id, asked.pull_number == jobs.c.pull_number)
+        worked = exists().where(
+            other.c.repo_id == jobs.c.repo_id,
+            other.c.number == jobs.c.pull_number,
+            or_(other.c.state.in_([str(state) for state in ACTIVE]), other.c.head_sha.is_not(None)),
+        )
+        unused = and_(asked.state == str(ApprovalState.approved), asked.used_at.is_(None))
+        waits = exists().where(here, or_(asked.state == str(ApprovalState.pending), unused))
+        newest = (
+            select(asked.state)
+            .where(here, asked.kind.in_([str(ApprovalKind.plan), str(ApprovalKind.protected)]))
+            .order_by(asked.asked_at.desc())
+            .limit(1)
+            .correlate(jobs)
+            .scalar_subquery()
+        )
+        again = jobs.alias()
+        return await self._jobs(
+            and_(
+                jobs.c.state.in_([str(state) for state in FINAL_STATES]),
+                jobs.c.reported == jobs.c.state,
+                or_(jobs.c.target == str(TargetKind.issue), jobs.c.fork),
+                jobs.c.marker_sha.is_not(None),
+                jobs.c.pull_number.is_not(None),
+                jobs.c.head_sha.is_(None),
+                ~worked,
+                ~waits,
+                or_(
+                    jobs.c.state.in_([str(state) for state in vain]),
+                    and_(jobs.c.kind != str(JobKind.plan), jobs.c.held_back == ""),
+                    newest.in_([str(ApprovalState.expired), str(ApprovalState.withdrawn)]),
+                    exists().where(again.c.retry_of == jobs.c.id),
+                ),
             )
         )
 

@@ -91,7 +91,12 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
             mirrors = Mirrors(settings.data_dir / "mirrors")
             facts = FactFinder(github, ServerRules.of(settings))
             reporter = Reporter(
-                github, store, redactor, may_allow=settings.egress_may_allow, web_url=settings.github_url
+                github,
+                store,
+                redactor,
+                may_allow=settings.egress_may_allow,
+                web_url=settings.github_url,
+                audit=audit,
             )
             publisher = Publisher(
                 settings=settings,
@@ -100,7 +105,9 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                 reporter=reporter,
                 redactor=redactor,
                 audit=audit,
-                lfs=LfsPublisher(github=github, remote=lfs_remote, cache=lfs_cache, redactor=redactor),
+                lfs=LfsPublisher(
+                    github=github, remote=lfs_remote, cache=lfs_cache, redactor=redactor, audit=audit
+                ),
             )
             await publisher.signer()  # a key that cannot sign is told now, not at the end of a job
             supervisor = Supervisor(
@@ -119,6 +126,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                         facts=facts,
                         reporter=reporter,
                         publisher=publisher,
+                        audit=audit,
                         redactor=redactor,
                         runner=runner,
                         images=images,

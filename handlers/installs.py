@@ -1,4 +1,4 @@
-"""The App's own life: installed, suspended, removed, let into repositories; and repositories that move."""
+"""The App's own life: installed, suspended, removed, let into repositories; repositories and issues that move or go."""
 
 from __future__ import annotations
 
@@ -65,6 +65,30 @@ async def repositories_removed(event: Event, bot: Bot) -> None:
 async def moved(event: Event, bot: Bot) -> None:
     """Let jobs know the new name."""
     await bot.installs.moved(event.repo, event.former, _trigger(event))
+
+
+@router.on("repository", "archived")
+async def archived(event: Event, bot: Bot) -> None:
+    """Stop everything there: nothing can be pushed or said any more."""
+    await bot.installs.closed_down(event.repo, _trigger(event), "who archived the repository")
+
+
+@router.on("repository", "deleted")
+async def repository_deleted(event: Event, bot: Bot) -> None:
+    """Stop everything there."""
+    await bot.installs.closed_down(event.repo, _trigger(event), "who deleted the repository")
+
+
+@router.on("issues", "deleted")
+async def issue_deleted(event: Event, bot: Bot) -> None:
+    """Stop its jobs: whoever may delete it is asked by GitHub, and where it was nobody can be told."""
+    await bot.installs.issue_gone(event.repo, event.number, _trigger(event), "who deleted the issue")
+
+
+@router.on("issues", "transferred")
+async def issue_transferred(event: Event, bot: Bot) -> None:
+    """Stop its jobs: what they would change is not in the repository that it is in now."""
+    await bot.installs.issue_gone(event.repo, event.number, _trigger(event), "who transferred the issue")
 
 
 async def _changed(event: Event, act: Callable[[Installation, Trigger], Awaitable[None]]) -> None:

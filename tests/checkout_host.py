@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from git_host import Attempt, git_gateway
 
+from bot.audit import Audit
+from bot.database import create_engine, upgrade
 from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.github_transport import Patience
@@ -55,6 +57,7 @@ class Lab:
     facts: FactFinder
     mirrors: Mirrors
     remote: LfsRemote
+    audit: Audit
     publisher: LfsPublisher
 
     def repo(self, full_name: str = REPO) -> Repo:
@@ -159,6 +162,11 @@ async def lab(folder: Path, files: Mapping[str, str | bytes] | None = None) -> A
     """A sandbox with ``acme/thing``, where octocat may write. At the end no request must have been a wrong one."""
     async with AsyncExitStack() as stack:
         sandbox = await stack.enter_async_context(Sandbox.start(state_dir=folder / "github"))
+        engine = create_engine(f"sqlite+aiosqlite:///{folder / 'audit.db'}")
+        stack.push_async_callback(engine.dispose)
+        await upgrade(engine)
+        redactor = Redactor([SECRET])
+        audit = Audit(engine, redactor)
         await sandbox.create_repo(REPO, files={"README.md": "x\n", **(files or {})})
         sandbox.set_role(REPO, "octocat", "write")
         key = Path(sandbox.private_key_path).read_text()
@@ -174,11 +182,13 @@ async def lab(folder: Path, files: Mapping[str, str | bytes] | None = None) -> A
             facts=FactFinder(github),
             mirrors=Mirrors(folder / "mirrors"),
             remote=remote,
+            audit=audit,
             publisher=LfsPublisher(
                 github=github,
                 remote=remote,
                 cache=ObjectCache(folder / "cache", limit=10 * MAX_OBJECT),
-                redactor=Redactor([SECRET]),
+                redactor=redactor,
+                audit=audit,
             ),
         )
         assert [str(problem) for problem in sandbox.problems] == []

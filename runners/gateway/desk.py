@@ -41,6 +41,7 @@ MAX_LINE = shim.MAX_LINE + 100  # characters: the shim's limit and its note abou
 MAX_RECORDED = 200 << 20  # bytes of one attempt's events
 FULL = "The output of this attempt is longer than what is kept of it; the rest is dropped."
 MAX_BLOCKED = 1000  # refused connections that are recorded
+MAX_REFUSED = 50  # requests to people, in one turn
 SCAN = 256 * 1024  # bytes read at once from the records
 
 
@@ -154,6 +155,7 @@ class Desk:
         self._usage: dict[str, Usage] = {}
         self._halted: Halt | None = None
         self._blocked: dict[str, int] = {}
+        self._refused: list[tuple[str, str]] = []
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._events = os.open(directory / "events.jsonl", flags, 0o600)
         self._size = 0
@@ -559,6 +561,16 @@ class Desk:
         self._requests[turn] = request
         self._sign_at = time.monotonic()
         self._notify()
+
+    def note_refused(self, tool: str, why: str) -> None:
+        """The agent asked for what nobody can grant. Kept in memory only, at most ``MAX_REFUSED`` of them."""
+        if len(self._refused) < MAX_REFUSED:
+            self._refused.append((tool, why))
+
+    def take_refused(self) -> list[tuple[str, str]]:
+        """The refused requests since the last call: tool, and what it was told."""
+        taken, self._refused = self._refused, []
+        return taken
 
     @property
     def requested(self) -> AgentRequest | None:

@@ -265,6 +265,7 @@ class McpRoute:
         except (NotGrantable, RequestRefused) as error:
             words, failed = error.message, True
             log.info("request refused", attempt=desk.attempt_id, tool=name, why=error.message)
+            desk.note_refused(name, error.message)
         return {"content": [{"type": "text", "text": words}], "isError": failed}
 
     # --- the tools

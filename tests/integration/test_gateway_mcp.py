@@ -393,6 +393,10 @@ async def test_one_request_a_turn(client: Client) -> None:
         ok, words = await client.call(tool, **arguments)
         assert not ok
         assert "asked in this turn already" in words
+    refused = client.desk.take_refused()  # for the audit trail
+    assert [tool for tool, _ in refused] == ["ask", "request_approval"]
+    assert all("asked in this turn already" in why for _, why in refused)
+    assert client.desk.take_refused() == []
     assert (await client.call("progress", text="Ending"))[0]
     client.desk.take_outcome(1, b'{"exit_code": 0}')
     ok, words = await client.call("ask", question="Tabs?")

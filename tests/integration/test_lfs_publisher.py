@@ -10,6 +10,8 @@ import pytest
 from checkout_host import ATTRIBUTES, REPO, SECRET, Lab, lab
 from git_host import Attempt, agent_git, clone_for_agent, commit
 
+from bot.audit import Wanted
+from bot.audit_chain import Entry
 from bot.errors import GitHubUnavailable, JobFailed
 from bot.lfs import Pointer, parse_pointer
 from bot.model import FailureKind, Job, Phase
@@ -86,12 +88,16 @@ async def test_new_objects_are_brought_and_confirmed(place: Place) -> None:
 
 
 async def test_the_token_for_it_is_revoked(place: Place) -> None:
-    head = await place.hand_in({"one.bin": await place.bring(b"one")})
-    await place.publish(head)
+    pointer = await place.bring(b"one")
+    await place.publish(await place.hand_in({"one.bin": pointer}))
     writing = [
         one for one in place.lab.sandbox.world.tokens.values() if one.permissions.get("contents") == "write"
     ]
     assert writing == []
+    trail = [one async for one in place.lab.audit.entries(Wanted()) if isinstance(one, Entry)]
+    assert [one.kind for one in trail] == ["lfs.upload", "token.revoked"]
+    (oid,) = trail[0].details["objects"]
+    assert f"sha256:{oid}" in pointer
 
 
 async def test_what_github_has_needs_nobody_to_bring_it(place: Place) -> None:

@@ -1,24 +1,41 @@
-"""What no event told of installations is found in GitHub's list."""
+"""What no event told of installations is found in GitHub's list; and what becomes of work whose place is gone."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from structlog.testing import capture_logs
 
+from bot.approval_store import ApprovalStore
+from bot.audit import Wanted
+from bot.audit_chain import AuditKind, Entry
 from bot.conductor import Conductor
 from bot.embedded_redis import EmbeddedRedis
-from bot.errors import GitHubUnavailable
+from bot.errors import ConductorError, GitHubUnavailable
 from bot.github import GitHub
 from bot.github_transport import Patience
 from bot.installation_store import Installation, InstallationStore
 from bot.installs import INTERVAL, Installs
-from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import (
+    Actor,
+    Approval,
+    ApprovalKind,
+    ApprovalState,
+    FailureKind,
+    Job,
+    JobState,
+    Phase,
+    Repo,
+    TargetKind,
+    Trigger,
+)
+from bot.performer import _Attempt
 from bot.redact import Redactor
 from bot.repository_setup import RepositorySetup
 from bot.sandbox.faults import Fault
@@ -82,6 +99,39 @@ class Box:
         await self.conductor.store.add_job(job)
         return job.id
 
+    @property
+    def approvals(self) -> ApprovalStore:
+        return ApprovalStore(self.conductor.store.engine, self.conductor.audit)
+
+    async def asked(self, job_id: str) -> str:
+        """Something that a job asks reviewers; the approval's id."""
+        job, now = await self.job(job_id), datetime.now(UTC)
+        approval = Approval(
+            id=f"p-{job_id}",
+            kind=ApprovalKind.plan,
+            job_id=job_id,
+            repo=job.repo,
+            pull_number=7,
+            subject="May I?",
+            sha="a" * 40,
+            state=ApprovalState.pending,
+            asked_at=now,
+            expires_at=now + timedelta(days=1),
+        )
+        assert await self.approvals.ask(approval)
+        return approval.id
+
+    async def state_of(self, approval_id: str) -> ApprovalState:
+        found = await self.approvals.approval(approval_id)
+        assert found is not None
+        return found.state
+
+    async def reasons(self) -> list[str]:
+        """What the audit trail has about cancellations."""
+        wanted = Wanted(kinds=[AuditKind.job_cancelled])
+        found = [one async for one in self.conductor.audit.entries(wanted) if isinstance(one, Entry)]
+        return [one.details.get("why", "") for one in found]
+
     async def job(self, job_id: str) -> Job:
         found = await self.conductor.store.job(job_id)
         assert found is not None
@@ -100,6 +150,7 @@ async def box(tmp_path: Path) -> AsyncIterator[Box]:
         time, states = Time(), InstallationStore(conductor.store.engine)
         installs = Installs(
             conductor=conductor,
+            approvals=ApprovalStore(conductor.store.engine, conductor.audit),
             github=github,
             states=states,
             setup=RepositorySetup(github, conductor.store, agents=("shell",)),
@@ -199,6 +250,7 @@ async def test_one_that_came_while_the_list_was_read_is_not_taken_for_removed(bo
         setup = RepositorySetup(github, box.conductor.store, agents=("shell",))
         installs = Installs(
             conductor=box.conductor,
+            approvals=ApprovalStore(box.conductor.store.engine, box.conductor.audit),
             github=github,
             states=states,
             setup=setup,
@@ -216,3 +268,88 @@ async def test_a_look_that_failed_is_repeated_at_once(box: Box) -> None:
     assert await box.states.all() == []
     await box.installs.look()
     assert len(await box.states.all()) == 1
+
+
+# --- where nothing can be done any more
+
+
+def event(kind: str) -> Trigger:
+    return Trigger(delivery_id="d-gone", event=kind, actor=Actor(login="octocat", id=2, type="User"))
+
+
+async def test_a_removal_withdraws_what_was_asked_there(box: Box) -> None:
+    asked = await box.asked(await box.queued())
+    await box.look()
+    assert await box.state_of(asked) is ApprovalState.pending
+    box.github.world.installations.clear()
+    await box.look()
+    assert await box.state_of(asked) is ApprovalState.withdrawn
+
+
+@pytest.mark.parametrize("what", ["archived", "deleted"])
+async def test_a_repository_that_is_closed_down_stops_its_work(box: Box, what: str) -> None:
+    waiting = await box.queued()
+    asked, job = await box.asked(waiting), await box.job(waiting)
+    other = job.repo.id + 1
+    why = f"who {what} the repository"
+    elsewhere = Repo(owner="acme", name="other", id=other, installation_id=box.installation)
+    await box.installs.closed_down(elsewhere, event(f"repository.{what}"), why)
+    assert (await box.job(waiting)).state is JobState.queued
+    assert await box.state_of(asked) is ApprovalState.pending
+    for _ in range(2):  # the event may come twice
+        await box.installs.closed_down(job.repo, event(f"repository.{what}"), why)
+    stopped = await box.job(waiting)
+    assert (stopped.state, stopped.cancel_requested_by) == (JobState.cancelled, f"octocat, {why}")
+    assert await box.reasons() == [f"octocat, {why}"]
+    assert await box.state_of(asked) is ApprovalState.withdrawn
+    assert await box.conductor.store.unreported_jobs() == []  # nobody can be told
+
+
+async def test_an_issue_that_is_gone_stops_its_work_alone(box: Box) -> None:
+    first, second = await box.queued(1), await box.queued(2)
+    asked, job = await box.asked(first), await box.job(first)
+    await box.installs.issue_gone(job.repo, 1, event("issues.transferred"), "who transferred the issue")
+    assert (await box.job(first)).state is JobState.cancelled
+    assert await box.state_of(asked) is ApprovalState.withdrawn
+    assert await box.reasons() == ["octocat, who transferred the issue"]
+    assert (await box.job(second)).state is JobState.queued
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_what_fails_while_it_is_cancelled_is_cancelled(box: Box, wanted: bool) -> None:
+    """A suspended App is refused everything before the worker hears why."""
+    store = box.conductor.store
+    job_id = await box.queued()
+    claimed = await store.claim_next("host")
+    assert claimed is not None
+    if wanted:
+        assert await store.request_cancel(job_id, "octocat, who suspended the App")
+    ends: list[tuple[JobState, FailureKind | None]] = []
+
+    async def end(
+        state: JobState, phase: object = None, kind: FailureKind | None = None, error: object = None
+    ) -> None:
+        ends.append((state, kind))
+
+    attempt = SimpleNamespace(host=SimpleNamespace(store=store), job=claimed[0], end=end)
+    refused = ConductorError("This installation has been suspended.")
+    await _Attempt.fail(attempt, Phase.publish, FailureKind.configuration, refused)  # type: ignore[arg-type]
+    expected = (JobState.cancelled, None) if wanted else (JobState.failed, FailureKind.configuration)
+    assert ends == [expected]
+
+
+async def test_what_an_agent_asks_for_in_vain_is_recorded_once(box: Box) -> None:
+    job = await box.job(await box.queued())
+    refused = [[("request_approval", "Nobody can allow that.")], []]
+    desk = SimpleNamespace(take_refused=lambda: refused.pop(0))
+    attempt = SimpleNamespace(host=SimpleNamespace(audit=box.conductor.audit), job=job)
+    for _ in range(2):
+        await _Attempt.record_refused(attempt, desk)  # type: ignore[arg-type]
+    wanted = Wanted(kinds=[AuditKind.agent_refused])
+    found = [one async for one in box.conductor.audit.entries(wanted) if isinstance(one, Entry)]
+    assert [(one.job_id, one.details) for one in found] == [
+        (
+            job.id,
+            {"agent": "shell", "tool": "request_approval", "why": "Nobody can allow that."},
+        )
+    ]

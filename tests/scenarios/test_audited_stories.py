@@ -6,7 +6,7 @@ import getpass
 import json
 import os
 import sys
-from asyncio import create_subprocess_exec, timeout
+from asyncio import create_subprocess_exec, sleep, timeout
 from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 
 from bot.audit import Audit, Wanted
 from bot.audit_chain import Entry
-from bot.model import JobState
+from bot.model import JobState, Phase
 from bot.reasons import from_data, refusals
 from tests.scenarios.world import REPO, World, world
 
@@ -59,11 +59,14 @@ async def test_from_the_label_to_the_pull_request(tmp_path: Path) -> None:
         assert job.state is JobState.succeeded, job.message
         entries = await trail(box)
         about = [entry for entry in entries if entry.kind != "token.minted"]
-        assert [entry.kind for entry in about] == ["job.accepted", "push", "pull.opened", "job.ended"]
+        assert [entry.kind for entry in about] == [
+            *("job.accepted", "push", "token.revoked", "pull.opened", "job.ended"),
+        ]
         for entry in about:
             assert (entry.repo, entry.number, entry.job_id) == (REPO, number, job.id)
             assert entry.delivery_id == job.trigger.delivery_id
-        accepted, pushed, opened, ended = about
+        accepted, pushed, revoked, opened, ended = about
+        assert revoked.details["permissions"] == {"contents": "write"}
         assert (accepted.actor, accepted.actor_id) == ("maria", job.trigger.actor.id)
         tree = from_data(accepted.decision)
         assert tree.ok
@@ -148,10 +151,8 @@ async def test_a_push_that_was_not_taken(tmp_path: Path) -> None:
         await maria.comment(REPO, number, f"/agent run --agent shell work\n{script}")
         await box.dealt_with()
         async with timeout(60):
-            while (await box.job(number)).state is not JobState.running or not (
-                await box.job(number)
-            ).base_sha:
-                pass
+            while (await box.job(number)).phase is not Phase.agent:
+                await sleep(0.05)
         await maria.push_commit(REPO, "feature", {"other.txt": "three\n"})
         gate.touch()
         job = await box.ended(number)
@@ -161,6 +162,20 @@ async def test_a_push_that_was_not_taken(tmp_path: Path) -> None:
         assert (pushed.details["expected"], pushed.sha) == (job.base_sha, failed.sha)
         assert failed.details["why"]
         assert only(entries, "job.ended").details["failure"] == "conflict"
+
+
+async def test_a_review_that_does_not_count(tmp_path: Path) -> None:
+    async with world(tmp_path) as box:
+        maria = box.github.as_user("maria")
+        issue = int((await maria.open_issue(REPO, "Numbers", "```sh\nseq 3 > numbers.txt\n```"))["number"])
+        await maria.comment(REPO, issue, "/agent plan")
+        job = await box.ended(issue)
+        assert job.state is JobState.succeeded
+        await maria.review(REPO, int(job.pull_number or 0), "APPROVE", "My own.")
+        await box.dealt_with()
+        ignored = only(await trail(box), "review.ignored")
+        assert (ignored.actor, ignored.job_id, ignored.sha) == ("maria", job.id, job.marker_sha)
+        assert "asked for" in " ".join(ignored.details["why"])
 
 
 async def test_an_export_of_a_story_can_be_checked_elsewhere(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from bot.events import NotForUs, parse_event
 from bot.installation_store import Installation
 from bot.installs import NEEDED, missing_permissions
+from handlers.table import router
 
 EXAMPLES = Path(__file__).parents[1] / "payloads" / "webhooks-examples.json.gz"
 
@@ -85,6 +86,26 @@ def test_what_lacks_the_essentials_is_not_for_us(missing: str) -> None:
         parse_event("d", "repository", payload)
     with pytest.raises(NotForUs):
         parse_event("d", "installation", payload)
+
+
+@pytest.mark.parametrize("action", ["archived", "deleted"])
+def test_a_repository_that_is_closed_down(action: str) -> None:
+    for payload in examples("repository", action):
+        with_app = {**payload, "installation": {"id": 5}}
+        event = parse_event("d", "repository", with_app)
+        assert event.kind == f"repository.{action}"
+        assert (event.repo.id, event.repo.installation_id) == (payload["repository"]["id"], 5)
+        assert action in router.wanted["repository"]
+
+
+@pytest.mark.parametrize("action", ["deleted", "transferred"])
+def test_an_issue_that_is_gone(action: str) -> None:
+    for payload in examples("issues", action):
+        with_app = {**payload, "installation": {"id": 5}}
+        event = parse_event("d", "issues", with_app)
+        assert event.kind == f"issues.{action}"
+        assert (event.repo.id, event.number) == (payload["repository"]["id"], payload["issue"]["number"])
+        assert action in router.wanted["issues"]
 
 
 def missing(granted: Mapping[str, str], account_type: str = "Organization") -> dict[str, str]:

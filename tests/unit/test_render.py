@@ -146,7 +146,7 @@ def test_progress_lines_are_short_and_harmless() -> None:
 
 def test_the_other_texts_hold_the_summary() -> None:
     shown = job(state=JobState.succeeded, summary="It **works**. Thanks @maria, fixes #1 <!-- x -->")
-    pull = render("comments/pull_request.md.j2", job=shown, marker="<!-- m -->", closes=True)
+    pull = render("comments/pull_request.md.j2", job=shown, origin=shown, closes=True, unfinished=False)
     for text in (summary(shown), pull):
         assert "It **works**." in text
         assert "@maria" not in text
