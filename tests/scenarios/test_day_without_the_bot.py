@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from bot.catching_up import CURSOR
 from bot.cursors import Cursors
 from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.sandbox.state import Comment, ReviewComment
 from bot.schema import deliveries
 from tests.scenarios.processes import Processes, processes
 from tests.scenarios.world import REPO, World
@@ -161,14 +162,17 @@ async def served(box: World) -> dict[str, object]:
     return {
         "jobs": sorted((job.id, job.number, str(job.state), job.trigger.event) for job in jobs),
         "comments": {
-            number: [
-                (comment["id"], comment["body"])
-                for comment in box.github.comments(REPO, number)
-                if comment["user"]["type"] == "Bot"
-            ]
+            number: [(comment.id, comment.body) for comment in our_comments(box, number)]
             for number in numbers
         },
     }
+
+
+def our_comments(box: World, number: int) -> list[Comment | ReviewComment]:
+    """What the bot wrote there, as comments and in the diff."""
+    issue = box.github.world.repository(*REPO.split("/")).issues[number]
+    found = [*issue.comments.values(), *(issue.pull.comments.values() if issue.pull else ())]
+    return [one for one in found if one.login == "agent-conductor[bot]"]
 
 
 async def new_jobs(box: World) -> list[Job]:
@@ -182,8 +186,7 @@ async def each_was_served_once(box: World, day: Day) -> None:
     assert {number for number, state in states.items() if state is JobState.queued} == set(day.jobs)
     assert {number for number, state in states.items() if state is JobState.cancelled} == set(day.cancelled)
     said = {
-        number: [one for one in box.github.comments(REPO, number) if one["user"]["type"] == "Bot"]
-        for number in [*day.jobs, *day.cancelled, *day.answers, *day.silent]
+        number: our_comments(box, number) for number in [*day.jobs, *day.cancelled, *day.answers, *day.silent]
     }
     for number in day.jobs + day.cancelled:
         assert len(said[number]) == len(box.stickies(number)) == 1, said[number]

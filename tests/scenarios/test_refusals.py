@@ -102,9 +102,10 @@ class Cell:
         return await self.box.store.jobs_on(repository.id, self.number)
 
     def said(self) -> list[str]:
-        return [
-            one["body"] for one in self.box.github.comments(REPO, self.number) if one["user"]["login"] == BOT
-        ]
+        """What the bot wrote here, as comments and in the diff."""
+        issue = self.box.github.world.repository(*REPO.split("/")).issues[self.number]
+        found = [*issue.comments.values(), *(issue.pull.comments.values() if issue.pull else ())]
+        return [one.body for one in found if one.login == BOT]
 
 
 Act = Callable[[Cell, str], Awaitable[object]]
