@@ -31,6 +31,9 @@ _NO_AUTO_MERGE = """mutation($pull: ID!) {
   disablePullRequestAutoMerge(input: {pullRequestId: $pull}) { pullRequest { id } } }"""
 _ENQUEUE = """mutation($pull: ID!, $head: GitObjectID!) {
   enqueuePullRequest(input: {pullRequestId: $pull, expectedHeadOid: $head}) { mergeQueueEntry { id } } }"""
+_QUEUED_BY = """query($pull: ID!) {
+  node(id: $pull) { ... on PullRequest { mergeQueueEntry { enqueuer { ... on Bot { databaseId } } } } } }"""
+_DEQUEUE = """mutation($pull: ID!) { dequeuePullRequest(input: {id: $pull}) { mergeQueueEntry { id } } }"""
 
 
 class ApprovalWriter:
@@ -185,6 +188,13 @@ class ApprovalWriter:
     async def enqueue(self, repo: Repo, node_id: str, sha: str) -> None:
         """Put it into the merge queue of its base branch."""
         await self._mutate(repo, _ENQUEUE, pull=node_id, head=sha)
+
+    async def dequeue(self, repo: Repo, node_id: str, by: int) -> None:
+        """Take it out of the merge queue, if it stands there and the account ``by`` has put it there."""
+        found = await self._client(repo).graphql(_QUEUED_BY, pull=node_id)
+        entry = (found.get("node") or {}).get("mergeQueueEntry") or {}
+        if (entry.get("enqueuer") or {}).get("databaseId") == by:
+            await self._mutate(repo, _DEQUEUE, pull=node_id)
 
     async def _method(self, repo: Repo) -> str:
         """The first way of merging that the repository allows."""

@@ -104,6 +104,8 @@ class FinalCheck:
             if votes.verdict is not Verdict.approved:
                 if reviewed.auto_merge_by == me:
                     await self._writer.no_auto_merge(repo, reviewed.node_id)
+                if wanted == "queue" and pull.open:
+                    await self._writer.dequeue(repo, reviewed.node_id, me)
                 return
             if wanted == "none" or reviewed.draft or not pull.open or reviewed.auto_merge_by is not None:
                 return
