@@ -76,6 +76,17 @@ class InstallationStore:
         async with self._engine.connect() as connection:
             return list((await connection.execute(query)).scalars())
 
+    async def elsewhere(self, repo: Repo) -> list[int]:
+        """The installations, other than its own now, under which a repository has jobs that have not ended."""
+        where = and_(
+            jobs.c.repo_id == repo.id,
+            jobs.c.installation_id != repo.installation_id,
+            jobs.c.state.not_in(_FINAL),
+        )
+        query = select(jobs.c.installation_id).where(where).distinct()
+        async with self._engine.connect() as connection:
+            return list((await connection.execute(query)).scalars())
+
     async def moved(self, repo: Repo) -> int:
         """Let the jobs and approvals of a repository have its new name and installation; how many jobs did not yet."""
         new = {"repo_owner": repo.owner, "repo_name": repo.name, "installation_id": repo.installation_id}

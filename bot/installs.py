@@ -108,7 +108,7 @@ class Installs:
         await self._states.put(installation)
         await self._note("added", installation, trigger, added=_names(repos))
         for repo in repos:  # one that was here before, under another installation perhaps
-            await self._states.moved(repo)
+            await self._came(repo, trigger)
         await self._set_up(repos, trigger)
 
     async def repositories_removed(
@@ -127,7 +127,7 @@ class Installs:
 
         Its id is the same, so threads, limits and the ledger need nothing.
         """
-        changed = await self._states.moved(repo)
+        changed = await self._came(repo, trigger)
         log.info("repository moved", repo=repo.full_name, former=former, jobs=changed)
         await self._conductor.audit.record(
             AuditKind.installation,
@@ -163,6 +163,16 @@ class Installs:
                 await self._approvals.end(asked, ApprovalState.withdrawn, why=by)
             if not job.state.final:
                 await self._conductor.stop_job(job, by=by, trigger=trigger)
+
+    async def _came(self, repo: Repo, trigger: Trigger) -> int:
+        """Let the jobs of a repository have its new name and installation; how many did not yet.
+
+        What waits or runs under another installation is stopped first: the account that let it in has the repository no
+        more, and its tokens are worth nothing here. Its own event may come later, and finds nothing then.
+        """
+        for former in await self._states.elsewhere(repo):
+            await self._stop(former, [repo.id], trigger, "who moved this repository to another account")
+        return await self._states.moved(repo)
 
     async def look(self) -> None:
         """Read GitHub's list of installations, once an hour, and catch up with what no event told.

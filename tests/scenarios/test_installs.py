@@ -182,6 +182,84 @@ async def test_a_rename_while_a_job_runs(tmp_path: Path) -> None:
         assert len(box.github.pulls("acme/greetings")) == 1
 
 
+async def done_again(box: World, before: Job, repo: str) -> Job:
+    """A job done once more, as maria asks for it where the repository is now."""
+    await box.github.as_user("maria").comment(repo, before.number, "/agent retry")
+    async with asyncio.timeout(60):
+        while not (found := await box.store.jobs_on(before.repo.id, before.number)) or (
+            found[0].id == before.id or not found[0].state.final
+        ):
+            await asyncio.sleep(0.05)
+    return found[0]
+
+
+async def test_a_transferred_repository_keeps_its_jobs(tmp_path: Path) -> None:
+    """It goes to an account that has the App, too: another installation, with tokens of its own."""
+    async with world(tmp_path, slots=1) as box:
+        octocat = box.github.as_user("octocat")
+        there = octocat.install_app("octocat")
+        done = await box.ended(await asked(box, SHORT))
+        await octocat.transfer_repository(REPO, "octocat")
+        await box.dealt_with()
+        now = await box.store.job(done.id)
+        assert now is not None
+        assert (now.repo.full_name, now.repo.id) == ("octocat/hello", done.repo.id)
+        assert (done.repo.installation_id, now.repo.installation_id) == (box.github.installation_id, there)
+        again = await done_again(box, done, "octocat/hello")
+        assert (again.repo.full_name, again.state) == ("octocat/hello", JobState.succeeded)
+        assert again.thread_id == done.thread_id
+        assert labels(box, "octocat/hello") >= {"agent", "agent:shell"}
+        former = [one for one in await audited(box) if "repository.transferred" in one]
+        assert len(former) == 1
+        assert REPO in former[0]
+
+
+async def test_a_transfer_while_a_job_runs_and_another_waits(tmp_path: Path) -> None:
+    """What they may do was granted by the account that has it no more; whoever has it now can ask for it again."""
+    async with world(tmp_path, slots=1) as box:
+        octocat = box.github.as_user("octocat")
+        octocat.install_app("octocat")
+        numbers = await two_jobs(box)
+        before = [await box.job(number) for number in numbers]
+        await octocat.transfer_repository(REPO, "octocat")
+        await box.dealt_with()
+        for job in before:
+            async with asyncio.timeout(60):
+                while not (stopped := await box.store.job(job.id) or job).state.final:
+                    await asyncio.sleep(0.05)
+            assert stopped.state is JobState.cancelled
+            # two events tell of it, and either may come first
+            assert stopped.cancel_requested_by in (
+                "octocat, who took the App out of this repository",
+                "octocat, who moved this repository to another account",
+            )
+        async with asyncio.timeout(60):
+            while await box.store.unreported_jobs():
+                await asyncio.sleep(0.05)
+        assert list(await box.github.branches("octocat/hello")) == ["main"]
+        again = await done_again(box, before[1], "octocat/hello")
+        assert (again.repo.full_name, again.state) == ("octocat/hello", JobState.succeeded)
+
+
+async def test_a_transfer_to_an_account_without_the_app(tmp_path: Path) -> None:
+    async with world(tmp_path, slots=1) as box:
+        numbers = await two_jobs(box)
+        before = [await box.job(number) for number in numbers]
+        await box.github.as_user("octocat").transfer_repository(REPO, "octocat")
+        await box.dealt_with()
+        for job in before:
+            async with asyncio.timeout(60):
+                while not (stopped := await box.store.job(job.id) or job).state.final:
+                    await asyncio.sleep(0.05)
+            assert stopped.state is JobState.cancelled
+        async with asyncio.timeout(60):
+            while await box.store.unreported_jobs():  # nobody is there to be told
+                await asyncio.sleep(0.05)
+        assert await asked(box, SHORT, "octocat/hello")  # nobody hears of it
+        await box.dealt_with()
+        assert len(await box.store.recent_jobs()) == len(before)
+
+
 async def test_permissions_are_accepted(tmp_path: Path) -> None:
     async with world(tmp_path, slots=1) as box:
         more = {**dict(box.github.world.app.permissions), "workflows": "write"}
