@@ -517,7 +517,14 @@ class Conductor:
             once = f"flood:{repo.id}:{trigger.actor.id}:{hour}"
             await self.reporter.refuse(repo, number, trigger, decision.refusals, once=once)
         elif not decision.silent:
-            await self.reporter.refuse(repo, number, trigger, decision.refusals, hourly=not decision.lasting)
+            await self.reporter.refuse(
+                repo,
+                number,
+                trigger,
+                decision.refusals,
+                hourly=not decision.lasting,
+                because=decision.root,
+            )
 
     async def _best_effort(self, work: Awaitable[None], job: Job) -> None:
         """Report what can be reported: a GitHub that does not answer must not lose an accepted job."""

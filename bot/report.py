@@ -31,7 +31,7 @@ from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
 from bot.model import Job, JobState, Repo, TargetKind, Trigger
 from bot.network import explain
 from bot.permissions import CHANGE, SPEAK
-from bot.reasons import as_markdown, from_data
+from bot.reasons import Reason, as_markdown, from_data
 from bot.redact import Redactor
 from bot.render import clip, marker, oneline, quiet, quiet_line, render, waiting_words
 from bot.store import Store
@@ -447,10 +447,12 @@ class Reporter:
         *,
         once: str = "",
         hourly: bool = False,
+        because: Reason | None = None,
     ) -> None:
         """Say no politely, once for each person and issue, or once for all that has the key ``once``.
 
-        ``hourly``: again in another hour, to somebody who may have mended meanwhile what was in the way.
+        ``hourly``: again in another hour, to somebody who may have mended meanwhile what was in the way. ``because``:
+        everything that was asked to decide that, which is shown folded.
         """
         key = once or f"refused:{repo.id}:{number}:{trigger.actor.id}:{_digest(sentences)}"
         if hourly:
@@ -459,7 +461,11 @@ class Reporter:
             return
         mark = marker("refusal", trigger.delivery_id)
         body = render(
-            "comments/refusal.md.j2", marker=mark, login=trigger.actor.login, sentences=list(sentences)
+            "comments/refusal.md.j2",
+            marker=mark,
+            login=trigger.actor.login,
+            sentences=list(sentences),
+            reasons=as_markdown(because) if because is not None else "",
         )
         try:
             await self._say(repo, number, trigger, mark, self._clean(body))

@@ -109,6 +109,11 @@ async def test_who_was_refused_and_who_stopped_it(tmp_path: Path) -> None:
         assert (refused.actor, refused.number, refused.repo) == ("rita", number, REPO)
         assert refused.details == {"event": "issue_comment.created"}
         assert "needs write access" in " ".join(refusals(from_data(refused.decision)))
+        # the same tree is shown to whoever was refused, folded and quiet
+        (told,) = [one["body"] for one in box.github.comments(REPO, number) if "Sorry @rita" in one["body"]]
+        shown = told.partition("<details><summary>Everything that was asked")[2]
+        assert "needs write access" in shown
+        assert told.count("@rita") == 1  # named once, above
         assert refused.delivery_id in {one.guid for one in box.github.deliveries}
 
         await maria.add_label(REPO, number, "agent")

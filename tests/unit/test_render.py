@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bot.endings import next_step, said, why
 from bot.model import Actor, FailureKind, Job, JobState, Phase, Repo, TargetKind, Trigger, Usage, Waiting
 from bot.prompts import task_prompt, visible
+from bot.reasons import Reason, all_of, as_markdown
 from bot.render import duration, marker, money, ordinal, quiet, render, waiting_words
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -152,6 +153,19 @@ def test_the_other_texts_hold_the_summary() -> None:
         assert "@maria" not in text
         assert "fixes #1" not in text
         assert "<!-- x" not in text
+
+
+def test_a_refusal_holds_its_reasons_folded_and_harmless() -> None:
+    asked = Reason(question="may @rita ask", ok=False, said="fixes #1 <!-- x --> no")
+    tree = as_markdown(all_of("may be done", [asked]))
+    known = {"marker": "m", "login": "rita", "sentences": ["No."]}
+    text = render("comments/refusal.md.j2", **known, reasons=tree)
+    shown, folded = text.split("<details>")
+    assert shown.strip().endswith("- No.")
+    assert "❌ may be done\n  - ❌ may @\u200brita ask" in folded
+    assert "fixes #1" not in folded
+    assert "<!-- x" not in folded
+    assert "<details>" not in render("comments/refusal.md.j2", **known, reasons="")
 
 
 def test_a_missing_variable_is_an_error() -> None:
