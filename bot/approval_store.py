@@ -216,6 +216,10 @@ class ApprovalStore:
         """All that was ever asked on a pull request, the newest first."""
         return await self._all(_here(repo_id, pull_number))
 
+    async def at(self, repo_id: int, sha: str) -> list[Approval]:
+        """All that was ever asked about a commit, the newest first."""
+        return await self._all(and_(approvals.c.repo_id == repo_id, approvals.c.sha == sha))
+
     async def pending_on(self, repo_id: int, pull_number: int) -> list[Approval]:
         """What is asked on a pull request now, the newest first."""
         return await self._all(and_(_here(repo_id, pull_number), _pending()))

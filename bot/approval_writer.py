@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from bot.approvals import ApprovalPolicy, PullFacts, Tally, final
-from bot.check_runs import CheckRun
+from bot.check_runs import CheckRun, Shown
 from bot.errors import GitHubUnavailable
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import GitHubError, Unprocessable
@@ -23,6 +23,9 @@ from bot.report import Reporter
 log = structlog.get_logger(__name__)
 
 CHECK_NAME = "agent/approval"
+#: The conclusion that says nothing about approval; a required check run lets it pass.
+NEUTRAL = "neutral"
+_OTHER = "Somebody else made this pull request; the branch's other rules decide about it."
 MAX_REVIEWERS = 15  # as many as GitHub takes on one pull request
 _AUTO_MERGE = """mutation($pull: ID!, $head: GitObjectID!, $method: PullRequestMergeMethod!) {
   enablePullRequestAutoMerge(input: {pullRequestId: $pull, expectedHeadOid: $head, mergeMethod: $method}) {
@@ -137,29 +140,53 @@ class ApprovalWriter:
         votes: Tally,
         policy: ApprovalPolicy,
         askers: Sequence[str],
+        *,
+        queue: bool = False,
     ) -> None:
-        """Show on ``sha`` whether the pull request is approved, by whom, and who is missing."""
+        """Show on ``sha`` whether the pull request is approved, by whom, and who is missing.
+
+        ``queue``: the commit is a merge queue's.
+        """
         says = final(votes, pull)
         summary = render(
             "check/approval.md.j2", pull=pull, votes=votes, whom=policy.whom(), askers=sorted(set(askers))
         )
-        await self._put(repo, sha, pull.number, says.title, summary, says.conclusion)
+        await self._put(repo, sha, pull.number, says.title, summary, says.conclusion, queue=queue)
 
-    async def check_problem(self, repo: Repo, sha: str, number: int, problem: str) -> None:
+    async def check_problem(
+        self, repo: Repo, sha: str, number: int, problem: str, *, queue: bool = False
+    ) -> None:
         """Show that nobody can tell who must approve."""
         title = "The repository's configuration cannot be used"
-        await self._put(repo, sha, number, title, problem, "action_required")
+        await self._put(repo, sha, number, title, problem, "action_required", queue=queue)
+
+    async def check_other(self, repo: Repo, sha: str, number: int) -> None:
+        """Show that the rule does not apply, because the pull request is not the bot's."""
+        await self._put(repo, sha, number, "Not the bot's: its rule does not apply", _OTHER, NEUTRAL)
+
+    async def shown(self, repo: Repo, sha: str) -> Shown | None:
+        """What the check run says on a commit now; None when there is none."""
+        return await self._reporter.checks.newest(repo, sha, CHECK_NAME)
 
     async def _put(
-        self, repo: Repo, sha: str, number: int, title: str, summary: str, conclusion: str | None
+        self,
+        repo: Repo,
+        sha: str,
+        number: int,
+        title: str,
+        summary: str,
+        conclusion: str | None,
+        *,
+        queue: bool = False,
     ) -> None:
         run = CheckRun(
             name=CHECK_NAME,
-            external_id=f"approval:{number}",
+            external_id=f"approval:{number}{':queue' if queue else ''}",
             title=title,
             summary=summary,
             status="completed" if conclusion else "in_progress",
             conclusion=conclusion,
+            alone=True,  # what was said last counts, whichever pull request it was about
         )
         await self._reporter.checks.put(repo, sha, run)
 

@@ -254,7 +254,8 @@ def final(votes: Tally, pull: PullFacts) -> Final:
         names = ", ".join(one.review.login for one in votes.refusals)
         return Final(conclusion="action_required", title=f"Changes requested by {names}")
     if not pull.open:
-        return Final(conclusion="neutral", title="Closed before it was approved")
+        # not "neutral": that is as good as a success, and another pull request may have the same head
+        return Final(conclusion="cancelled", title="Closed before it was approved")
     return Final(conclusion=None, title=f"{_count(votes.missing)} missing")
 
 

@@ -50,6 +50,17 @@ class CheckRun:
     ] = ()  # always in the same order: those that are there are not sent again
     started_at: datetime | None = None
     completed_at: datetime | None = None
+    #: There shall be no other of this name on the commit: the newest one is taken over, whatever its external id. Of
+    #: several GitHub lets the one that was made last count, and not the one that was written last.
+    alone: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A check run of ours as it stands on a commit."""
+
+    external_id: str
+    conclusion: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +83,11 @@ class CheckRuns:
         Raises NotFound or Unprocessable when there is no such commit, Forbidden when the App may not.
         """
         client = self._github.repository(repo, SPEAK)
-        key = (repo.id, sha, run.name, run.external_id)
+        key = (repo.id, sha, run.name, "" if run.alone else run.external_id)
         # only while it goes on: nobody else ends it, and it has no annotations yet
         lasting = run.conclusion is None and not run.annotations
         known = self._known.get(key) if lasting else None
-        found = known or await self._find(client, repo, sha, run)
+        found = known or _found(await self._newest(client, repo, sha, run.name, _wanted(run)))
         values = self._values(run)
         groups = batches(run.annotations, found.annotations if found else 0)
         if first := next(groups, None):
@@ -105,6 +116,13 @@ class CheckRuns:
         else:
             self._known.pop(key, None)
         return found.id
+
+    async def newest(self, repo: Repo, sha: str, name: str) -> Shown | None:
+        """The newest run of ours with that name on a commit; None when there is none, or it is stale."""
+        found = await self._newest(self._github.repository(repo, SPEAK), repo, sha, name, None)
+        if found is None:
+            return None
+        return Shown(external_id=str(found.get("external_id") or ""), conclusion=found.get("conclusion"))
 
     def _values(self, run: CheckRun) -> dict[str, Any]:
         clean = self._redactor.text
@@ -141,28 +159,40 @@ class CheckRuns:
             told.append(values)
         return told
 
-    async def _find(self, client: GitHubClient, repo: Repo, sha: str, run: CheckRun) -> _Found | None:
-        """The newest run of ours with this name and external id that is not stale."""
+    async def _newest(
+        self, client: GitHubClient, repo: Repo, sha: str, name: str, external_id: str | None
+    ) -> Mapping[str, Any] | None:
+        """The newest run of ours with this name and external id (None: any) that is not stale."""
         app_id = (await self._github.identity()).id
         url = path(
             "/repos/{owner}/{repo}/commits/{sha}/check-runs",
-            {"check_name": run.name, "filter": "all", "app_id": app_id},
+            {"check_name": name, "filter": "all", "app_id": app_id},
             owner=repo.owner,
             repo=repo.name,
             sha=sha,
         )
-        newest = None
+        newest: Mapping[str, Any] | None = None
         async for one in client.getiter(url, iterable_key="check_runs"):
-            ours = (one.get("app") or {}).get("id") == app_id and one.get("external_id") == run.external_id
-            if ours and one.get("conclusion") != _STALE and (newest is None or one["id"] > newest["id"]):
+            ours = (one.get("app") or {}).get("id") == app_id
+            meant = external_id is None or one.get("external_id") == external_id
+            newer = newest is None or one["id"] > newest["id"]
+            if ours and meant and newer and one.get("conclusion") != _STALE:
                 newest = one
-        if newest is None:
-            return None
-        count = (newest.get("output") or {}).get("annotations_count") or 0
-        return _Found(id=int(newest["id"]), annotations=int(count))
+        return newest
 
     def _path(self, repo: Repo, rest: str, **values: str | int) -> str:
         return path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)
+
+
+def _wanted(run: CheckRun) -> str | None:
+    return None if run.alone else run.external_id
+
+
+def _found(one: Mapping[str, Any] | None) -> _Found | None:
+    if one is None:
+        return None
+    count = (one.get("output") or {}).get("annotations_count") or 0
+    return _Found(id=int(one["id"]), annotations=int(count))
 
 
 def _iso(moment: datetime) -> str:

@@ -5,35 +5,81 @@ There is no record of it: it is counted anew from GitHub's reviews whenever some
 
 from __future__ import annotations
 
+import asyncio
 import re
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 import structlog
 
 from bot.approval_desk import askers_of, requested
 from bot.approval_store import ApprovalStore
-from bot.approval_writer import CHECK_NAME, ApprovalWriter
+from bot.approval_writer import CHECK_NAME, NEUTRAL, ApprovalWriter
 from bot.approvals import ApprovalPolicy, Subject, Tally, Verdict, policy_for, tally
 from bot.audit import CONDUCTOR, Audit
 from bot.audit_chain import AuditKind
+from bot.branches import PREFIX
+from bot.check_runs import Shown
 from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.github_errors import GitHubError, Unprocessable
 from bot.model import Job, Repo
 from bot.repo_config import RepoConfig, RepoConfigError
-from bot.reviews import Reviewed, ReviewFinder
+from bot.reviews import Head, Reviewed, ReviewFinder
 from bot.store import Store
 
 log = structlog.get_logger(__name__)
 
+_EXTERNAL_ID = re.compile(r"approval:(\d{1,9})(:queue)?")
+
 
 def number_in(name: str, external_id: str) -> int | None:
     """The number of the pull request that a check run of this kind is about; None for any other check run."""
-    found = re.fullmatch(r"approval:(\d{1,9})", external_id) if name == CHECK_NAME else None
+    found = _EXTERNAL_ID.fullmatch(external_id) if name == CHECK_NAME else None
     return int(found[1]) if found else None
 
 
+def is_queue(external_id: str) -> bool:
+    """Whether a check run of this kind stands on a merge queue's commit."""
+    found = _EXTERNAL_ID.fullmatch(external_id)
+    return bool(found and found[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counted:
+    """The reviews of one pull request, counted."""
+
+    reviewed: Reviewed
+    votes: Tally
+    policy: ApprovalPolicy
+    askers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What there is to say about one pull request that the rule applies to."""
+
+    number: int
+    sha: str  # its head
+    by_bot: bool
+    counted: _Counted | None = None  # None: nobody can tell who must approve
+    problem: str = ""
+
+    @property
+    def rank(self) -> int:
+        """The lower, the worse: of several on one commit the worst is shown."""
+        if self.counted is None:
+            return 0
+        return (Verdict.refused, Verdict.waiting, Verdict.approved).index(self.counted.votes.verdict)
+
+
 class FinalCheck:
-    """Counts the reviews of the pull requests that the bot made, and shows who is missing."""
+    """Counts the reviews of the pull requests that the bot made, and shows who is missing.
+
+    Who makes `agent/approval` a required check run makes it one of everybody's pull requests. So it says on those of
+    others that its rule does not apply. Check runs belong to commits, and anybody can open a pull request of any
+    commit: where the head is the bot's in any way the reviews are counted, as for the bot's own.
+    """
 
     def __init__(
         self,
@@ -53,48 +99,179 @@ class FinalCheck:
         self._reviews = reviews
         self._writer = writer
         self._audit = audit
+        self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
-    async def update(
-        self, repo: Repo, number: int, *, request: bool = False, queued_sha: str | None = None
-    ) -> bool:
+    async def update(self, repo: Repo, number: int, *, request: bool = False, others: bool = False) -> bool:
         """Bring `agent/approval` up to date; ``request``: and request the reviews that are wanted.
 
-        ``queued_sha``: show it on that commit of a merge queue as well, which GitHub made of the approved one.
-        Nothing happens on pull requests of others, and where no approval is wanted. Whether it is approved.
+        ``others``: also where it only says that the rule does not apply. Nothing happens where no approval is
+        wanted. Whether all that the head of the pull request stands for is approved.
         """
-        jobs = await self._store.jobs_on(repo.id, number)
-        # an issue's own number is no pull request; a job may work on a pull request that somebody else made
-        if not any(job.pull_number == number and job.branch for job in jobs):
+        config = await self._config(repo)
+        if config is None:
             return False
+        said = await self._look(repo, number, config, others=others) or []
+        for one in said:
+            await self._follow(repo, one, config, request=request and one.number == number)
+        return bool(said) and all(_approved(one) for one in said)
+
+    async def queued(self, repo: Repo, number: int, sha: str) -> None:
+        """Show it on a merge queue's commit ``sha``, which GitHub made of ``number`` and what stands before it."""
+        config = await self._config(repo)
+        if config is None:
+            return
+        said: dict[int, _Said] = {}
+        certain = True
+        for one in await self._reviews.queued_with(repo, number, sha):
+            found = await self._look(repo, one, config)
+            certain = certain and found is not None
+            said |= {each.number: each for each in found or ()}
+        worst = min(said.values(), key=lambda each: each.rank, default=None)
+        if worst is not None and (certain or not _approved(worst)):
+            await self._show(repo, sha, worst, queue=True)
+        elif certain:
+            await self._writer.check_other(repo, sha, number)
+        for each in said.values():
+            if not _approved(each):  # what is approved stands there already
+                await self._follow(repo, each, config)
+
+    # --- looking
+
+    async def _config(self, repo: Repo) -> RepoConfig | RepoConfigError | None:
+        """What counts in the repository; None when no approval is wanted there."""
         try:
             config = await self._facts.repo_config(repo)
         except RepoConfigError as error:
-            head, is_open = await self._reviews.head(repo, number)
-            if is_open:
-                await self._writer.check_problem(repo, head, number, str(error))
-            return False
-        policy = policy_for(config, None, repo.owner)
-        if not policy.required:
-            return False
-        made = {job.head_sha for job in jobs if job.head_sha}
-        made |= {str(one.details.get("commit")) for one in await self._approvals.on(repo.id, number)}
-        reviewed = await self._reviews.reviewed(repo, number, policy.rules, ours=made)
-        me = (await self._github.identity()).user_id
-        if reviewed.author_id != me:
-            return False
-        votes = await self._votes(reviewed, jobs, policy, me)
-        askers = [job.trigger.actor.login for job in jobs if job.trigger.actor.id in askers_of([job])]
-        for sha in filter(None, (reviewed.pull.head_sha, queued_sha)):
-            await self._writer.check(repo, sha, reviewed.pull, votes, policy, askers)
-        if request and votes.verdict is Verdict.waiting and not reviewed.draft:
-            users, teams = requested(config.approvals.final, repo, set(askers))
-            await self._writer.request(repo, number, users, teams)
-        await self._merge(repo, reviewed, votes, config)
-        return votes.verdict is Verdict.approved
+            return error
+        return config if policy_for(config, None, repo.owner).required else None
 
-    async def _votes(self, reviewed: Reviewed, jobs: list[Job], policy: ApprovalPolicy, me: int) -> Tally:
+    async def _look(
+        self, repo: Repo, number: int, config: RepoConfig | RepoConfigError, *, others: bool = False
+    ) -> list[_Said] | None:
+        """Show on the head of a pull request what there is to say about it, and return that.
+
+        An empty list: the rule does not apply to it. None: nobody can tell, so that nothing is said.
+        """
+        head = await self._reviews.stands(repo, number)
+        me = (await self._github.identity()).user_id
+        if head.author_id == me:
+            if not await self._known(repo, number) or not (head.open or isinstance(config, RepoConfig)):
+                return None
+            said = await self._say(repo, head, config)
+            async with self._lock(repo):
+                await self._show(repo, said.sha, said)
+            return [said]
+        if not head.open:
+            return []
+        # in one piece: else a head that becomes the bot's at this very moment is said not to be
+        async with self._lock(repo):
+            shown = await self._writer.shown(repo, head.sha)
+            heads = await self._meant(repo, head, shown, me)
+            if heads == [] and others and not (shown and shown.conclusion == NEUTRAL):
+                await self._writer.check_other(repo, head.sha, number)
+            if not heads:
+                return None if heads is None else []
+            all_said = [await self._say(repo, one, config, at=head.sha) for one in heads]
+            worst = min(all_said, key=lambda one: one.rank)
+            await self._show(repo, worst.sha, worst)
+            return all_said
+
+    async def _meant(self, repo: Repo, head: Head, shown: Shown | None, me: int) -> list[Head] | None:
+        """The pull requests whose reviews count for the head of somebody else's: this one, or the bot's with that head.
+
+        ``shown``: what the check run says there already.
+
+        An empty list: the rule does not apply. None: what the check run says of that commit is about one of the bot's.
+        """
+        made = await self._made(repo, head.sha)
+        numbers = {job.pull_number for job in made}
+        asked = await self._approvals.at(repo.id, head.sha)
+        numbers |= {one.pull_number for one in asked}
+        bots = [one for one in await self._reviews.pulls_with(repo, head.sha) if one.author_id == me]
+        numbers |= {one.number for one in bots}
+        about = None
+        if shown and shown.conclusion != NEUTRAL:
+            about = number_in(CHECK_NAME, shown.external_id)
+            if about is None or is_queue(shown.external_id):
+                return None
+            numbers.add(about)
+        numbers -= {None, head.number}
+        branch = not head.from_fork and head.ref.startswith(f"{PREFIX}/")
+        if not (numbers or made or asked or branch):
+            return []
+        found = [await self._reviews.stands(repo, number) for number in sorted(filter(None, numbers))]
+        same = [one for one in found if one.open and one.sha == head.sha]
+        if same:
+            # else a pull request into a branch with other code owners could approve the bot's
+            known = [one.author_id != me or await self._known(repo, one.number) for one in same]
+            return same if all(known) else None
+        waits = shown is not None and shown.conclusion != "success"
+        if waits and any(one.open and one.number == about for one in found):
+            return None  # the other one may come back to this commit, and people have not approved it there
+        return [head]
+
+    async def _known(self, repo: Repo, number: int) -> bool:
+        """Whether it is known who asked for a pull request of the bot's: else who asked could approve it."""
+        jobs = await self._store.jobs_on(repo.id, number)
+        return any(job.pull_number == number and job.branch for job in jobs)
+
+    async def _made(self, repo: Repo, sha: str) -> list[Job]:
+        """The jobs that pushed a commit."""
+        return [job for job in await self._store.jobs_at(repo.id, sha) if job.head_sha == sha]
+
+    async def _say(
+        self, repo: Repo, head: Head, config: RepoConfig | RepoConfigError, *, at: str | None = None
+    ) -> _Said:
+        """Count the reviews of a pull request. ``at``: a commit whose jobs have a part in it, too."""
+        by_bot = head.author_id == (await self._github.identity()).user_id
+        if isinstance(config, RepoConfigError):
+            return _Said(number=head.number, sha=head.sha, by_bot=by_bot, problem=str(config))
+        policy = policy_for(config, None, repo.owner)
+        jobs = await self._store.jobs_on(repo.id, head.number)
+        if at:
+            jobs = [*jobs, *await self._made(repo, at)]
+        made = {job.head_sha for job in jobs if job.head_sha}
+        asked = await self._approvals.on(repo.id, head.number)
+        made |= {str(one.details.get("commit")) for one in asked}
+        reviewed = await self._reviews.reviewed(repo, head.number, policy.rules, ours=made)
+        votes = await self._votes(reviewed, jobs, policy)
+        askers = [job.trigger.actor.login for job in jobs if job.trigger.actor.id in askers_of([job])]
+        return _Said(
+            number=head.number,
+            sha=reviewed.pull.head_sha,
+            by_bot=by_bot,
+            counted=_Counted(reviewed=reviewed, votes=votes, policy=policy, askers=tuple(askers)),
+        )
+
+    async def _votes(self, reviewed: Reviewed, jobs: list[Job], policy: ApprovalPolicy) -> Tally:
+        me = (await self._github.identity()).user_id
         subject = Subject(sha=reviewed.pull.head_sha, askers=askers_of(jobs), bot_id=me, sticky=True)
         return tally(reviewed.reviews, reviewed.people, subject, reviewed.pull, policy)
+
+    # --- showing
+
+    def _lock(self, repo: Repo) -> asyncio.Lock:
+        return self._locks.setdefault(repo.id, asyncio.Lock())
+
+    async def _show(self, repo: Repo, sha: str, said: _Said, *, queue: bool = False) -> None:
+        counted = said.counted
+        if counted is None:
+            await self._writer.check_problem(repo, sha, said.number, said.problem, queue=queue)
+            return
+        pull, votes = counted.reviewed.pull, counted.votes
+        await self._writer.check(repo, sha, pull, votes, counted.policy, counted.askers, queue=queue)
+
+    async def _follow(
+        self, repo: Repo, said: _Said, config: RepoConfig | RepoConfigError, *, request: bool = False
+    ) -> None:
+        """What else is done about a pull request of the bot's; others are theirs to merge."""
+        counted = said.counted
+        if counted is None or isinstance(config, RepoConfigError) or not said.by_bot:
+            return
+        if request and counted.votes.verdict is Verdict.waiting and not counted.reviewed.draft:
+            users, teams = requested(config.approvals.final, repo, set(counted.askers))
+            await self._writer.request(repo, said.number, users, teams)
+        await self._merge(repo, counted.reviewed, counted.votes, config)
 
     async def _merge(self, repo: Repo, reviewed: Reviewed, votes: Tally, config: RepoConfig) -> None:
         """What the repository wants done with an approved pull request; taken back when it is approved no more."""
@@ -130,3 +307,7 @@ class FinalCheck:
                 await self._writer.merge(repo, pull.number, pull.head_sha)
         except GitHubError as error:
             log.warning("not merged", repo=repo.full_name, number=pull.number, error=str(error))
+
+
+def _approved(said: _Said) -> bool:
+    return said.counted is not None and said.counted.votes.verdict is Verdict.approved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,7 @@ log = structlog.get_logger(__name__)
 
 #: Pushes to one branch that are looked at; of a branch with more of them nobody can tell who made it.
 MAX_PUSHES = 500
+_GROUP = re.compile(r"/pr-(\d{1,9})-([0-9a-f]{40}|[0-9a-f]{64})$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,18 @@ class Reviewed:
     auto_merge_by: int | None = None  # who switched GitHub's auto-merge on, if it is
 
 
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """Where a pull request stands now, and whose it is."""
+
+    number: int
+    sha: str
+    ref: str
+    author_id: int
+    open: bool
+    from_fork: bool
+
+
 class ReviewFinder:
     """Questions about pull requests and their reviews, as the App's installation.
 
@@ -54,6 +68,40 @@ class ReviewFinder:
         """The head of a pull request now, and whether it is open."""
         found = await self._get(repo, "/pulls/{number}", number=number)
         return str(found["head"]["sha"]), found.get("state") == "open"
+
+    async def stands(self, repo: Repo, number: int) -> Head:
+        """Where a pull request stands now, and whose it is."""
+        return _stands(await self._get(repo, "/pulls/{number}", number=number), repo)
+
+    async def pulls_with(self, repo: Repo, sha: str) -> list[Head]:
+        """The open pull requests that a commit is a part of.
+
+        https://docs.github.com/en/rest/commits/commits#list-pull-requests-associated-with-a-commit
+        """
+        url = self._path(repo, "/commits/{sha}/pulls", sha=sha)
+        found = [_stands(one, repo) async for one in self._client(repo).getiter(url)]
+        return [one for one in found if one.open]
+
+    async def queued_with(self, repo: Repo, number: int, sha: str) -> list[int]:
+        """The pull requests in a merge queue's commit: ``number``, and those that stand before it in the queue.
+
+        Each of the queue's branches is named after its last pull request and the commit below that one's, which is
+        the queue's, too, when others stand before it.
+        https://docs.github.com/en/repositories/configuring-branches-and-merges-in-your-repository/configuring-pull-request-merges/managing-a-merge-queue
+        """
+        url = self._path(repo, "/git/matching-refs/heads/gh-readonly-queue/")
+        groups: dict[str, list[tuple[int, str]]] = {}
+        for one in await self._client(repo).getitem(url):
+            if name := _GROUP.search(str(one["ref"])):
+                groups.setdefault(str(one["object"]["sha"]), []).append((int(name[1]), name[2]))
+        found, below, seen = {number: None}, [sha], {sha}
+        while below:
+            for pull, base in groups.get(below.pop(), ()):
+                found[pull] = None
+                if base not in seen:
+                    seen.add(base)
+                    below.append(base)
+        return list(found)
 
     async def reviewed(
         self, repo: Repo, number: int, rules: Iterable[People], *, ours: Collection[str] = ()
@@ -182,6 +230,17 @@ class ReviewFinder:
 def _from_fork(found: Mapping[str, Any], repo: Repo) -> bool:
     head = found["head"].get("repo")
     return head is None or int(head["id"]) != repo.id  # a deleted fork leaves no repository behind
+
+
+def _stands(found: Mapping[str, Any], repo: Repo) -> Head:
+    return Head(
+        number=int(found["number"]),
+        sha=str(found["head"]["sha"]),
+        ref=str(found["head"]["ref"]),
+        author_id=int((found.get("user") or {}).get("id") or 0),
+        open=found.get("state") == "open",
+        from_fork=_from_fork(found, repo),
+    )
 
 
 def _review(one: Mapping[str, Any]) -> Review:

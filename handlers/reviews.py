@@ -26,9 +26,12 @@ async def review_changed(event: Event, bot: Bot) -> None:
 @router.on("pull_request", "reopened")
 @router.on("pull_request", "ready_for_review")
 async def head_moved(event: Event, bot: Bot) -> None:
-    """What was approved was another commit: ask anew, and show on the new head what is missing."""
+    """What was approved was another commit: ask anew, and show on the new head what is missing.
+
+    On a pull request of somebody else's: that the rule does not apply, if there is one.
+    """
     await bot.desk.pushed(event.repo, event.number)
-    await bot.final.update(event.repo, event.number, request=event.action != "synchronize")
+    await bot.final.update(event.repo, event.number, request=event.action != "synchronize", others=True)
 
 
 @router.on("pull_request", "closed")
@@ -40,7 +43,8 @@ async def pull_closed(event: Event, bot: Bot) -> None:
 @router.on("merge_group", "checks_requested")
 async def queued(event: Event, bot: Bot) -> None:
     """What stands in a merge queue is a commit of its own: the check run that is required is wanted there, too."""
-    await bot.final.update(event.repo, event.number, queued_sha=event.queued_sha)
+    if event.queued_sha is not None:
+        await bot.final.queued(event.repo, event.number, event.queued_sha)
 
 
 @router.on("check_run", "rerequested")
@@ -48,4 +52,4 @@ async def count_again(event: Event, bot: Bot) -> None:
     """Count the reviews once more on GitHub's own button: anybody may ask for that, because it decides nothing."""
     number = number_in(event.check.name, event.check.job_id) if event.check else None
     if number is not None:
-        await bot.final.update(event.repo, number)
+        await bot.final.update(event.repo, number, others=True)

@@ -41,7 +41,7 @@ from bot.redact import Redactor
 from bot.report import Reporter
 from bot.reviews import ReviewFinder
 from bot.sandbox.faults import Fault
-from bot.sandbox.human import Human
+from bot.sandbox.human import Human, HumanError
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.seed import APP_PERMISSIONS
 from bot.sandbox.state import BranchRules
@@ -922,14 +922,161 @@ async def test_where_nothing_is_wanted_there_is_no_check_run(place: Place) -> No
     assert await place.check() is None
 
 
-async def test_a_pull_request_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+async def others(place: Place, branch: str = "carl", *, start: str | None = None, base: str = "main") -> Any:
+    """A pull request of carl's: of a commit of his own, or of ``start``."""
+    if start is None:
+        await place.person("carl").push_commit(REPO, branch, {f"{branch}.py": "z\n"})
+    else:
+        data = {"ref": f"refs/heads/{branch}", "sha": start}
+        await place.person("carl").request("POST", f"/repos/{REPO}/git/refs", data)
+    return await place.person("carl").open_pull(REPO, branch, "Mine", base=base)
+
+
+async def test_a_pull_request_of_somebody_else_is_told_that_the_rule_does_not_apply(tmp_path: Path) -> None:
     async with world(tmp_path, yaml=FINAL) as place:
-        await place.person("carl").push_commit(REPO, "carl", {"c.py": "z\n"})
-        pull = await place.person("carl").open_pull(REPO, "carl", "main", "Mine")
-        async with place.engine.begin() as connection:
+        rules = place.sandbox.world.repository("acme", "thing").branch_rules
+        rules["main"] = BranchRules(required_checks=[CHECK_NAME])
+        pull = await others(place)
+        async with place.engine.begin() as connection:  # also where a job has worked on it
             await connection.exec_driver_sql(f"UPDATE jobs SET pull_number = {pull['number']}")
+        assert not await place.final.update(place.repo, pull["number"], others=True)
+        check = await place.check(pull["head"]["sha"])
+        assert check is not None
+        assert (check["status"], check["conclusion"]) == ("completed", "neutral")
+        assert check["output"]["title"] == "Not the bot's: its rule does not apply"
+        # once for each head
+        place.sandbox.faults.add(Fault(method="POST|PATCH", path="/check-runs", status=403, times=None))
+        assert not await place.final.update(place.repo, pull["number"], others=True)
+        await place.person("carl").merge(REPO, pull["number"])  # raises when it may not be
+
+
+async def test_nothing_is_written_on_pull_requests_of_others_where_no_approval_is_wanted(
+    place: Place,
+) -> None:
+    pull = await others(place)
+    assert not await place.final.update(place.repo, pull["number"], others=True)
+    assert await place.check(pull["head"]["sha"]) is None
+
+
+async def test_a_review_of_somebody_else_s_pull_request_says_nothing_about_it(tmp_path: Path) -> None:
+    async with world(tmp_path, yaml=FINAL) as place:
+        pull = await others(place)
         assert not await place.final.update(place.repo, pull["number"])
+        await place.person("carl").close(REPO, pull["number"])
+        assert not await place.final.update(place.repo, pull["number"], others=True)
         assert await place.check(pull["head"]["sha"]) is None
+
+
+async def test_who_mends_a_configuration_that_cannot_be_used_is_not_held_up(tmp_path: Path) -> None:
+    async with world(tmp_path, yaml="approvals: {final: {requierd: 1}}\n") as place:
+        pull = await others(place)
+        assert not await place.final.update(place.repo, pull["number"], others=True)
+        check = await place.check(pull["head"]["sha"])
+        assert check is not None
+        assert check["conclusion"] == "neutral"
+
+
+@pytest.mark.parametrize("forgotten", [False, True], ids=["known", "unknown to the database"])
+async def test_another_pull_request_of_the_bot_s_commit_gets_the_bot_s_verdict(
+    tmp_path: Path, forgotten: bool
+) -> None:
+    """Check runs belong to commits: a neutral one there would let the bot's own pull request pass."""
+    async with world(tmp_path, yaml=FINAL) as place:
+        await place.person("maria").ready(REPO, place.number)
+        head = place.sha
+        if forgotten:
+            head = await place.push("maria")  # no commit of the bot's, but on its branch
+        mine = await others(place, "mine", start=head)
+        assert not await place.final.update(place.repo, mine["number"], others=True)
+        check = await place.check(head)
+        assert check is not None
+        assert (check["status"], check["external_id"]) == ("in_progress", f"approval:{place.number}")
+        # nor does it help to have that one approved, or to have one's own say about it counted again
+        await place.person("rita").review(REPO, mine["number"], "APPROVE", "Fine.")
+        assert not await place.final.update(place.repo, mine["number"], others=True)
+        assert not await place.final.update(place.repo, place.number)
+        check = await place.check(head)
+        assert check is not None
+        assert check["status"] == "in_progress"
+        assert len([one for one in place.sandbox.check_runs(REPO, head) if one["name"] == CHECK_NAME]) == 1
+        await place.review("rita")
+        assert await place.final.update(place.repo, mine["number"])
+        check = await place.check(head)
+        assert check is not None
+        assert check["conclusion"] == "success"
+
+
+async def test_what_was_told_before_the_commit_became_the_bot_s_is_taken_back(tmp_path: Path) -> None:
+    async with world(tmp_path, yaml=FINAL) as place:
+        rules = place.sandbox.world.repository("acme", "thing").branch_rules
+        rules["main"] = BranchRules(required_checks=[CHECK_NAME])
+        await place.person("maria").ready(REPO, place.number)
+        pull = await others(place)
+        head = pull["head"]["sha"]
+        await place.final.update(place.repo, pull["number"], others=True)
+        data = {"sha": head, "force": True}
+        await place.person("carl").request("PATCH", f"/repos/{REPO}/git/refs/heads/{BRANCH}", data)
+        assert not await place.final.update(place.repo, place.number)
+        for number in (place.number, pull["number"]):
+            assert not await place.final.update(place.repo, number, others=True)
+            with pytest.raises(HumanError, match="in progress"):
+                await place.person("carl").merge(REPO, number)
+        # of several the one that was made last would count, whatever was said in another one since
+        assert len([one for one in place.sandbox.check_runs(REPO, head) if one["name"] == CHECK_NAME]) == 1
+
+
+async def test_a_commit_that_the_bot_s_pull_request_has_left_keeps_what_it_says(tmp_path: Path) -> None:
+    async with world(tmp_path, yaml=FINAL) as place:
+        head = await place.push("maria")
+        await place.final.update(place.repo, place.number)
+        data = {"sha": place.sha, "force": True}
+        await place.person("maria").request("PATCH", f"/repos/{REPO}/git/refs/heads/{BRANCH}", data)
+        mine = await others(place, "mine", start=head)
+        assert not await place.final.update(place.repo, mine["number"], others=True)
+        check = await place.check(head)
+        assert check is not None
+        assert (check["status"], check["external_id"]) == ("in_progress", f"approval:{place.number}")
+
+
+async def test_the_bot_s_work_on_somebody_else_s_pull_request_is_counted(tmp_path: Path) -> None:
+    """Also what it pushed to a branch below `agent/` that is nobody's any more: whose reviews else?"""
+    async with world(tmp_path, yaml=FINAL) as place:
+        await place.person("maria").close(REPO, place.number)
+        mine = await others(place, "mine", start=place.sha)
+        branch = await others(place, "agent/carl")
+        for pull in (mine, branch):
+            head = pull["head"]["sha"]
+            assert not await place.final.update(place.repo, pull["number"], others=True)
+            check = await place.check(head)
+            assert check is not None
+            assert (check["status"], check["external_id"]) == ("in_progress", f"approval:{pull['number']}")
+            await place.person("rita").review(REPO, pull["number"], "APPROVE", "Fine.")
+            assert await place.final.update(place.repo, pull["number"])
+            check = await place.check(head)
+            assert check is not None
+            assert check["conclusion"] == "success"
+            assert await place.kinds() == [], "it is not the bot's to merge"
+
+
+async def test_a_pull_request_whose_asker_is_not_known_is_not_approved(tmp_path: Path) -> None:
+    async with world(tmp_path, yaml=FINAL) as place:
+        async with place.engine.begin() as connection:
+            await connection.exec_driver_sql("DELETE FROM jobs")
+        mine = await others(place, "mine", start=place.sha)
+        await place.review("rita")
+        for number in (place.number, mine["number"]):
+            assert not await place.final.update(place.repo, number, others=True)
+        assert await place.check() is None
+
+
+async def test_closed_is_not_as_good_as_approved(tmp_path: Path) -> None:
+    """A required check run that is neutral lets pass, and another pull request may have the same head."""
+    async with world(tmp_path, yaml=FINAL) as place:
+        await place.person("maria").close(REPO, place.number)
+        await place.final.update(place.repo, place.number)
+        check = await place.check()
+        assert check is not None
+        assert check["conclusion"] == "cancelled"
 
 
 async def test_a_configuration_that_cannot_be_used_holds_it_up(tmp_path: Path) -> None:
@@ -988,5 +1135,83 @@ async def test_the_merge_queue_s_own_commit_gets_the_check_run_too(tmp_path: Pat
         assert not merged(place)
         event = place.event("merge_group")
         assert (event.number, event.kind) == (place.number, "merge_group.checks_requested")
-        await place.final.update(place.repo, event.number, queued_sha=event.queued_sha)
+        assert event.queued_sha is not None
+        await place.final.queued(place.repo, event.number, event.queued_sha)
         assert merged(place)
+
+
+async def queue_commit(place: Place, number: int, below: str) -> str:
+    """What GitHub's merge queue makes of a pull request on top of ``below``, under a name of its own."""
+    person = place.person("maria")
+    pull = await person.request("GET", f"/repos/{REPO}/pulls/{number}")
+    tree = (await person.request("GET", f"/repos/{REPO}/git/commits/{pull['head']['sha']}"))["tree"]["sha"]
+    data = {"message": f"Queue {number}", "tree": tree, "parents": [below, pull["head"]["sha"]]}
+    sha = str((await person.request("POST", f"/repos/{REPO}/git/commits", data))["sha"])
+    ref = f"refs/heads/gh-readonly-queue/main/pr-{number}-{below}"
+    await person.request("POST", f"/repos/{REPO}/git/refs", {"ref": ref, "sha": sha})
+    return sha
+
+
+async def test_what_others_queue_does_not_wait_and_what_they_queue_behind_the_bot_does(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path, yaml=FINAL) as place:
+        main = (await place.sandbox.branches(REPO))["main"]
+        pull = await others(place)
+        alone = await queue_commit(place, pull["number"], main)
+        await place.final.queued(place.repo, pull["number"], alone)
+        check = await place.check(alone)
+        assert check is not None
+        assert check["conclusion"] == "neutral"
+        # whether all of a group's commits must be green is the branch's rule: only its last one may count
+        first = await queue_commit(place, place.number, main)
+        second = await others(place, "second")
+        behind = await queue_commit(place, second["number"], first)
+        await place.final.queued(place.repo, second["number"], behind)
+        check = await place.check(behind)
+        assert check is not None
+        assert check["status"] == "in_progress"
+        await place.review("rita")
+        await place.final.queued(place.repo, second["number"], behind)
+        check = await place.check(behind)
+        assert check is not None
+        assert check["conclusion"] == "success"
+
+
+@pytest.mark.parametrize("approved", [False, True])
+async def test_a_pull_request_of_a_queue_s_commit_changes_nothing_there(
+    tmp_path: Path, approved: bool
+) -> None:
+    async with world(tmp_path, yaml=FINAL) as place:
+        main = (await place.sandbox.branches(REPO))["main"]
+        if approved:
+            await place.review("rita")
+        queued = await queue_commit(place, place.number, main)
+        await place.final.queued(place.repo, place.number, queued)
+        before = await place.check(queued)
+        mine = await others(place, "mine", start=queued)
+        if not approved:
+            await place.person("rita").review(REPO, mine["number"], "APPROVE", "Fine.")
+        assert not await place.final.update(place.repo, mine["number"], others=True)
+        check = await place.check(queued)
+        assert before is not None
+        assert check is not None
+        assert before["conclusion"] == ("success" if approved else None)
+        told = ("status", "conclusion", "external_id", "output")
+        assert [check[key] for key in told] == [before[key] for key in told]
+        assert check["external_id"] == f"approval:{place.number}:queue"
+
+
+async def test_nothing_is_said_of_a_queue_s_commit_where_the_asker_is_not_known(tmp_path: Path) -> None:
+    async with world(tmp_path, yaml=FINAL) as place:
+        async with place.engine.begin() as connection:
+            await connection.exec_driver_sql("DELETE FROM jobs")
+        queued = await queue_commit(place, place.number, (await place.sandbox.branches(REPO))["main"])
+        await place.final.queued(place.repo, place.number, queued)
+        assert await place.check(queued) is None
+
+
+async def test_where_no_approval_is_wanted_a_queue_s_commit_has_no_check_run(place: Place) -> None:
+    queued = await queue_commit(place, place.number, (await place.sandbox.branches(REPO))["main"])
+    await place.final.queued(place.repo, place.number, queued)
+    assert await place.check(queued) is None

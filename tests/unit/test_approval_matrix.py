@@ -346,7 +346,7 @@ def test_a_no_stays_across_pushes_for_the_pull_request_as_a_whole() -> None:
         ([said(4, APPROVED, 1)], True, "success", "Approved by u4"),
         ([said(4, APPROVED, 1, sha=OTHER)], True, None, "1 approval is missing"),
         ([said(4, CHANGES, 1, sha=OTHER)], True, "action_required", "Changes requested by u4"),
-        ([said(4, APPROVED, 1)], False, "neutral", "Closed before it was approved"),
+        ([said(4, APPROVED, 1)], False, "cancelled", "Closed before it was approved"),
     ],
 )
 def test_what_the_check_run_says(
