@@ -100,6 +100,18 @@ class Conversation:
         trusted = await self._trusted(repo, [one for one in comments if _root(one) in own], author)
         return read_feedback(review, comments, body=body, trusted=trusted, me=me)
 
+    async def approving(self, repo: Repo, number: int, *, since: datetime) -> list[tuple[int, Actor, str]]:
+        """Reviews by people that approve, and were submitted after ``since``: id, author, text; oldest first."""
+        url = self._path(repo, "/pulls/{number}/reviews", number=number)
+        found = []
+        async for one in self._client(repo).getiter(url):
+            user, at = one.get("user"), one.get("submitted_at")
+            person = user is not None and user.get("type") == "User"
+            if person and one.get("state") == "APPROVED" and at and datetime.fromisoformat(at) > since:
+                author = Actor(login=str(user["login"]), id=int(user["id"]), type="User")
+                found.append((int(one["id"]), author, str(one.get("body") or "")))
+        return found
+
     async def in_place(
         self, repo: Repo, number: int, comment: Comment, words: str, *, replies: bool
     ) -> Asked:

@@ -18,7 +18,7 @@ from bot.errors import ConductorError
 from bot.events import Comment, Event, SubmittedReview
 from bot.facts import FactFinder
 from bot.failed_checks import instructions as about_checks
-from bot.feedback import Asked, instructions, merge
+from bot.feedback import Asked, Feedback, instructions, merge
 from bot.model import (
     Actor,
     Approval,
@@ -41,6 +41,10 @@ log = structlog.get_logger(__name__)
 #: States of a review as its event tells them, that may ask for something to be done.
 ASKS_FOR_CHANGES = "changes_requested"
 SPEAKS = frozenset({ASKS_FOR_CHANGES, "commented"})
+#: ... and the one whose remarks wait for the next turn: work of their own would void what it approves.
+APPROVES = "approved"
+#: So many of these are read for one turn, the newest ones.
+MAX_APPROVING = 5
 
 
 class Dialogue:
@@ -72,10 +76,12 @@ class Dialogue:
         """Take a review of a pull request of ours as what to do next, when it asks for something.
 
         One turn for each review; those that come while a job of that kind still waits join it. A review by somebody
-        who may not command us is talk, and nothing is said about it.
+        who may not command us is talk, and nothing is said about it. What one that approves says about lines of the
+        diff starts nothing: it is told with the next turn.
         """
         repo, number = event.repo, event.number
-        if review.state.lower() not in SPEAKS or review.author is None or review.author.id != event.actor.id:
+        state = review.state.lower()
+        if state not in (*SPEAKS, APPROVES) or review.author is None or review.author.id != event.actor.id:
             return None
         jobs = await self._store.jobs_on(repo.id, number)
         ours = [job for job in jobs if job.pull_number == number]
@@ -89,9 +95,12 @@ class Dialogue:
         )
         if said is None or said.empty:
             return None
-        if review.state.lower() != ASKS_FOR_CHANGES and not said.threads:
+        if state != ASKS_FOR_CHANGES and not said.threads:
             return None  # talk about it, and no request
-        asked = instructions([said])
+        if state == APPROVES:
+            asked = instructions([said])
+            return await self._join(jobs, event, asked.text, asked.left_out)
+        asked = instructions([*await self._approving(repo, number, jobs), said])
         # the same event again must not join the job that it has made
         if await self._store.job(self._conductor.job_id(trigger, 0)) is None:
             joined = await self._join(jobs, event, asked.text, asked.left_out)
@@ -113,6 +122,17 @@ class Dialogue:
             ),
             is_open=event.open,
         )
+
+    async def _approving(self, repo: Repo, number: int, jobs: list[Job]) -> list[Feedback]:
+        """What reviews that approve say about lines of the diff, and no turn has been told yet."""
+        since = max(job.started_at or job.created_at for job in jobs)
+        found = []
+        for review_id, author, body in await self._conversation.approving(repo, number, since=since):
+            if authorize(await self._facts.who(repo, author)).allowed:
+                said = await self._conversation.feedback(repo, number, review_id, body=body, author=author)
+                if said is not None and said.threads:
+                    found.append(said)
+        return found[-MAX_APPROVING:]
 
     async def _join(self, jobs: list[Job], event: Event, text: str, left_out: tuple[str, ...]) -> Job | None:
         """Add a review to a job that still waits and that another review started."""
