@@ -12,12 +12,12 @@ from bot.signature import Verifier
 from tests.scenarios.world import CANARIES, World
 
 
-async def deliver(box: World, event: str, payload: dict[str, Any]) -> None:
-    """Send a delivery as GitHub would, and wait until it was dealt with."""
-    body = json.dumps(payload).encode()
+async def send(box: World, event: str, payload: dict[str, Any]) -> str:
+    """Send a delivery as GitHub would; returns its GUID."""
+    body, guid = json.dumps(payload).encode(), str(uuid.uuid4())
     headers = {
         "X-GitHub-Event": event,
-        "X-GitHub-Delivery": str(uuid.uuid4()),
+        "X-GitHub-Delivery": guid,
         "X-Hub-Signature-256": Verifier(CANARIES["webhook"]).sign(body),
         "Content-Type": "application/json",
     }
@@ -26,6 +26,12 @@ async def deliver(box: World, event: str, payload: dict[str, Any]) -> None:
         client.post(str(box.github.webhook_url), data=body, headers=headers) as answer,
     ):
         assert answer.status == 202
+    return guid
+
+
+async def deliver(box: World, event: str, payload: dict[str, Any]) -> None:
+    """Send a delivery as GitHub would, and wait until it was dealt with."""
+    await send(box, event, payload)
     await box.dealt_with()
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import json
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from sqlalchemy import update
 
@@ -18,8 +15,8 @@ from bot.model import JobState
 from bot.sandbox.faults import Fault
 from bot.sandbox.state import User
 from bot.schema import jobs
-from bot.signature import Verifier
-from tests.scenarios.world import CANARIES, REPO, World, world
+from tests.scenarios.impersonation import deliver
+from tests.scenarios.world import REPO, World, world
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -48,28 +45,11 @@ def account(box: World, login: str, kind: str, role: str) -> None:
     box.github.set_role(REPO, login, role)
 
 
-async def deliver(box: World, name: str, event: dict[str, Any]) -> None:
-    """Send a delivery as GitHub would, and wait until it was dealt with."""
-    body = json.dumps(event).encode()
-    headers = {
-        "X-GitHub-Event": name,
-        "X-GitHub-Delivery": str(uuid.uuid4()),
-        "X-Hub-Signature-256": Verifier(CANARIES["webhook"]).sign(body),
-        "Content-Type": "application/json",
-    }
-    async with (
-        aiohttp.ClientSession() as client,
-        client.post(str(box.github.webhook_url), data=body, headers=headers) as answer,
-    ):
-        assert answer.status == 202
-    await box.dealt_with()
-
-
 def last(box: World, name: str, action: str) -> dict[str, Any]:
     """What GitHub sent of the newest such event that a person caused; a copy."""
     found = (
         one.payload
-        for one in reversed(box.github.world.deliveries)
+        for one in box.github.deliveries
         if (one.event, one.action) == (name, action) and one.payload["sender"]["type"] == "User"
     )
     return copy.deepcopy(next(found))

@@ -9,25 +9,29 @@ from pathlib import Path
 import pytest
 
 from bot.model import Job
+from bot.sandbox.human import HumanError
 from tests.scenarios.world import REPO, World, world
 
 pytestmark = pytest.mark.timeout(180)
 
 EVIL = "```sh\necho evil > evil.txt\n```"
 GOOD = "/agent\n```sh\necho good > good.txt\n```"
+EVIL_COMMAND = GOOD.replace("good", "evil")
 
 
 @asynccontextmanager
 async def deaf(box: World) -> AsyncIterator[None]:
     """GitHub cannot reach the server while the block runs; afterwards it delivers what it could not, once more."""
     github, url = box.github, box.github.webhook_url
+    await github.deliveries_settled()
     before = len(github.deliveries)
     github.webhook_url = "http://127.0.0.1:9/nobody"
     yield
     await github.deliveries_settled()
-    missed = list(github.deliveries[before:])
+    missed = github.deliveries[: len(github.deliveries) - before]  # the newest stands first
+    assert missed
     github.webhook_url = url
-    for delivery in missed:
+    for delivery in reversed(missed):
         github.redeliver(delivery)
     await box.dealt_with()
 
@@ -82,6 +86,89 @@ async def test_06_an_edit_after_the_label_is_not_read_and_told(tmp_path: Path) -
         assert "What was changed in the title and the description after this was asked for" in told(
             box, number
         )
+
+
+@pytest.mark.parametrize(
+    ("where", "editor"),
+    [
+        ("comment", "maria"),
+        ("comment", "octocat"),
+        ("inline comment", "maria"),
+        ("inline comment", "octocat"),
+        ("review", "maria"),
+    ],
+)
+async def test_06_an_edit_of_a_command_before_it_was_heard_is_not_read(
+    where: str, editor: str, tmp_path: Path
+) -> None:
+    """GitHub lets writers edit each other's comments; a review only whoever wrote it."""
+    async with world(tmp_path) as box:
+        maria, other = box.github.as_user("maria"), box.github.as_user(editor)
+        await maria.push_commit(REPO, "topic", {"topic.txt": "one\n"})
+        number = (await maria.open_pull(REPO, "topic", "A change"))["number"]
+        async with deaf(box):
+            if where == "comment":
+                said = await maria.comment(REPO, number, GOOD)
+                await other.edit_comment(REPO, said["id"], EVIL_COMMAND)
+            elif where == "inline comment":
+                said = await maria.comment_on_line(REPO, number, "topic.txt", 1, GOOD)
+                url = f"/repos/{REPO}/pulls/comments/{said['id']}"
+                await other.request("PATCH", url, {"body": EVIL_COMMAND})
+            else:
+                said = await maria.review(REPO, number, "COMMENT", GOOD)
+                with pytest.raises(HumanError, match="403"):
+                    await box.github.as_user("octocat").edit_review(REPO, number, said["id"], EVIL_COMMAND)
+                await other.edit_review(REPO, number, said["id"], EVIL_COMMAND)
+        job = await box.ended(number)
+        assert len(await jobs(box, number)) == 1
+        assert "evil" not in job.instructions
+        assert await box.github.file(REPO, "topic", "good.txt") == "good"
+        assert await box.github.file(REPO, "topic", "evil.txt") is None
+
+
+async def test_06_an_edit_of_a_review_before_it_was_heard_is_not_read_and_told(tmp_path: Path) -> None:
+    """Neither what it said nor what it says: the one was taken back, and nobody has submitted the other."""
+    async with world(tmp_path) as box:
+        maria, octocat = box.github.as_user("maria"), box.github.as_user("octocat")
+        issue = (await maria.open_issue(REPO, "Work", "```sh\necho 1 > one.txt\n```"))["number"]
+        await maria.add_label(REPO, issue, "agent")
+        number = (await box.ended(issue)).pull_number or 0
+        line = {"path": "one.txt", "line": 1, "body": "```sh\necho inline > inline.txt\n```"}
+        async with deaf(box):
+            review = await octocat.review(REPO, number, "REQUEST_CHANGES", GOOD[7:], comments=[line])
+            await octocat.edit_review(REPO, number, review["id"], EVIL)
+        job = await box.ended(number, nth=1)
+        assert await box.github.file(REPO, job.branch or "", "inline.txt") == "inline"
+        for name in ("good", "evil"):
+            assert f"echo {name}" not in job.instructions
+            assert await box.github.file(REPO, job.branch or "", f"{name}.txt") is None
+        assert "The text of the review was edited after it was submitted" in told(box, number)
+        assert len(await jobs(box, number)) == 2
+
+
+async def test_06_an_approval_that_was_edited_decides_when_its_new_words_were_heard(tmp_path: Path) -> None:
+    """Only its author can edit it; but until GitHub has said so, the bot does not know who wrote what stands there."""
+    async with world(tmp_path) as box:
+        maria, octocat = box.github.as_user("maria"), box.github.as_user("octocat")
+        issue = (await maria.open_issue(REPO, "Work", "```sh\necho 1 > one.txt\n```"))["number"]
+        await maria.comment(REPO, issue, "/agent plan")
+        number = (await box.ended(issue)).pull_number or 0
+        await box.dealt_with()
+        url, box.github.webhook_url = box.github.webhook_url, None
+        review = await octocat.review(REPO, number, "APPROVE", EVIL)
+        await octocat.edit_review(REPO, number, review["id"], GOOD[7:])
+        edited, submitted = box.github.deliveries[:2]
+        assert (edited.action, submitted.action) == ("edited", "submitted")
+        box.github.webhook_url = url
+        box.github.redeliver(submitted)
+        await box.dealt_with()
+        assert len(await jobs(box, number)) == 1
+        assert "The review's text was changed after it was submitted" in told(box, number)
+        box.github.redeliver(edited)
+        await box.dealt_with()
+        job = await box.ended(number, nth=1)
+        assert await box.github.file(REPO, job.branch or "", "good.txt") == "good"
+        assert await box.github.file(REPO, job.branch or "", "evil.txt") is None
 
 
 async def test_05_a_fork_that_is_pushed_to_after_the_label_is_not_worked_on(tmp_path: Path) -> None:
