@@ -3,36 +3,47 @@
 A person acts through the sandbox GitHub's pages and API as long as GitHub lets them. What it does not let them do is
 delivered all the same, signed, as GitHub would have sent it: rights may be taken away in the second after an act, and
 the bot must not rely on GitHub's buttons being hidden. No agent runs here: jobs stay in the queue.
+
+Everybody does a thing in one go, and then each cell looks at what came of it for one of them. What is refused changes
+nothing, so that all who are refused may do it in one place; what the bot says there names the delivery it answers.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from bot.approval_store import ApprovalStore
+from bot.audit import Audit
 from bot.check_report import check_run
 from bot.check_runs import CheckRuns
 from bot.github import GitHub
-from bot.model import Job, JobState
+from bot.model import Approval, ApprovalKind, ApprovalState, Job, JobKind, JobState
 from bot.redact import Redactor
 from bot.sandbox.human import HumanError
 from bot.sandbox.refusals import Refusal
 from bot.sandbox.state import User
-from tests.scenarios.impersonation import as_somebody_else, deliver
+from tests.scenarios.impersonation import as_somebody_else, deliver, send
 from tests.scenarios.world import REPO, World, world
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 BOT = "agent-conductor[bot]"
 REFUSED = "<!-- agent-conductor:refusal:"
+JOB = "<!-- agent-conductor:job:"
 COMMAND = "/agent --agent shell do it"
+HELPER = {"id": 99, "slug": "helper", "name": "Helper"}
+#: In these events GitHub tells when an App has written the words with a person's token; in no others.
+TELLS_THE_APP = ("issue_comment", "pull_request_review_comment")
 _numbers = itertools.count(1)
 
 
@@ -42,7 +53,7 @@ class Role:
 
     login: str
     answer: str  # "yes", "no" or "silence"
-    via_app: bool = False  # a person's act that another App did for them
+    via_app: bool = False  # an App does it in their name: what it writes, a model may have written
 
 
 ROLES = {
@@ -59,6 +70,7 @@ ROLES = {
     "bot with a writer's name": Role("maria[bot]", "silence"),
     "person with our name": Role("agent-conductor", "no"),
     "person with our bot's name": Role("Agent-Conductor-bot", "no"),
+    "write, through an App": Role("maria", "yes", via_app=True),
 }
 
 
@@ -66,12 +78,13 @@ ROLES = {
 async def box(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
     async with world(tmp_path_factory.mktemp("refusals")) as found:
         await found.stop_worker()
+        found.github.rate_limit.limit = 1_000_000  # what all of them do in these minutes, others do in days
         add(found, "mona", "User", "maintain")
         add(found, "ada", "User", "write")
         add(found, "sven", "User", "write")
-        found.github.world.users["sven"].suspended_at = datetime.now(UTC)
+        found.github.suspend_user("sven")
         add(found, "olga", "User", "none")
-        found.github.world.users["acme"].members["olga"] = "member"
+        found.github.set_member("acme", "olga")
         for login in (BOT, "helper[bot]", "maria[bot]"):
             add(found, login, "Bot", "admin")  # whatever an owner may have given to it
         for login in ("agent-conductor", "Agent-Conductor-bot"):
@@ -88,24 +101,46 @@ def add(box: World, login: str, kind: str, role: str) -> None:
 
 @dataclass
 class Cell:
-    """One issue or pull request on which one act is done."""
+    """One issue or pull request on which acts are done."""
 
     box: World
     number: int
     job: Job | None = None  # that the act is about
     check: int = 0
     suite: int = 0
+    about: int = 0  # the comment or review that the act is about
     payload: dict[str, Any] | None = None  # what GitHub sends of the act
 
-    async def jobs(self) -> list[Job]:
-        repository = self.box.github.world.repository(*REPO.split("/"))
-        return await self.box.store.jobs_on(repository.id, self.number)
+    @property
+    def repository(self) -> Any:
+        return self.box.github.world.repository(*REPO.split("/"))
 
-    def said(self) -> list[str]:
+    async def jobs(self) -> list[Job]:
+        """The newest first."""
+        return await self.box.store.jobs_on(self.repository.id, self.number)
+
+    async def approvals(self) -> list[Approval]:
+        """The newest first."""
+        return await approvals(self.box).on(self.repository.id, self.number)
+
+    async def state(self) -> set[tuple[object, ...]]:
+        """Everything that an act could change. What a delivery adds begins with its GUID."""
+        found: set[tuple[object, ...]] = set()
+        for job in await self.jobs():
+            found.add((job.trigger.delivery_id, job.id, job.state, job.cancel_requested_by, job.answered_by))
+            for event, by, _ in await self.box.store.untold(job.id):
+                found.add((event.partition("/")[0], job.id, by))
+        return found | {("", one.id, one.state, one.decided_by) for one in await self.approvals()}
+
+    def said(self) -> dict[int, str]:
         """What the bot wrote here, as comments and in the diff."""
-        issue = self.box.github.world.repository(*REPO.split("/")).issues[self.number]
+        issue = self.repository.issues[self.number]
         found = [*issue.comments.values(), *(issue.pull.comments.values() if issue.pull else ())]
-        return [one.body for one in found if one.login == BOT]
+        return {one.id: one.body for one in found if one.login == BOT}
+
+
+def approvals(box: World) -> ApprovalStore:
+    return ApprovalStore(box.store.engine, Audit(box.store.engine, box.redactor))
 
 
 Act = Callable[[Cell, str], Awaitable[object]]
@@ -120,8 +155,16 @@ class Trigger:
     action: str
     setting: Setting
     act: Act
-    effect: str  # "job": one more job; "cancelled": the job is; "said": only an answer
+    effect: str  # "job": one more of `kind`; "cancelled": the job is; "said": only an answer; "nothing", for nobody; …
+    kind: JobKind = JobKind.task
     talk: bool = False  # people say such things to each other as well: nobody is told that it starts nothing
+    on_github: bool = False  # GitHub is asked about it, so it has to be there
+    many: bool = False  # it may be done again and again in one place
+
+    def is_done_for(self, who: Role) -> bool:
+        """Whether the bot is to do it for them."""
+        unwritten = who.via_app and self.event in TELLS_THE_APP
+        return who.answer == "yes" and self.effect != "nothing" and not unwritten
 
 
 # --- where
@@ -132,32 +175,45 @@ async def on_issue(box: World) -> Cell:
     return Cell(box, int(opened["number"]))
 
 
-async def on_pull(box: World) -> Cell:
-    octocat, branch = box.github.as_user("octocat"), f"topic-{next(_numbers)}"
-    await octocat.push_commit(REPO, branch, {f"{branch}.txt": "one\ntwo\n"})
-    return Cell(box, int((await octocat.open_pull(REPO, branch, "A change"))["number"]))
+async def on_pull(box: World, login: str = "octocat") -> Cell:
+    person, branch = box.github.as_user(login), f"topic-{next(_numbers)}"
+    await person.push_commit(REPO, branch, {f"{branch}.txt": "one\ntwo\n"})
+    return Cell(box, int((await person.open_pull(REPO, branch, "A change"))["number"]))
 
 
-async def queued(cell: Cell) -> Cell:
-    await cell.box.github.as_user("octocat").comment(REPO, cell.number, COMMAND)
+def head(cell: Cell) -> str:
+    return str(cell.repository.issues[cell.number].pull.head_sha)
+
+
+async def queued(cell: Cell, command: str = COMMAND, login: str = "octocat") -> Cell:
+    await cell.box.github.as_user(login).comment(REPO, cell.number, command)
     await cell.box.dealt_with()
     (cell.job,) = await cell.jobs()
     assert cell.job.state is JobState.queued
     return cell
 
 
-async def checked(cell: Cell, *, ended: bool) -> Cell:
-    """With a check run of the job on the pull request's head, as a worker makes it."""
-    box = cell.box
+async def ended(cell: Cell) -> Cell:
     await queued(cell)
     assert cell.job is not None
-    if ended:
-        await box.github.as_user("octocat").comment(REPO, cell.number, "/agent cancel")
-        await box.dealt_with()
-    sha = next(pull["head"]["sha"] for pull in box.github.pulls(REPO) if pull["number"] == cell.number)
+    cell.job = await cell.box.store.cancel_unowned(cell.job.id)
+    return cell
+
+
+async def running(cell: Cell) -> Cell:
+    """With a job of an agent that listens while it works."""
+    await queued(cell, "/agent --agent claude do it")
+    assert cell.job is not None
+    cell.job = await cell.box.store.move(cell.job.id, JobState.running, expected=[JobState.queued])
+    return cell
+
+
+async def checked(cell: Cell) -> Cell:
+    """With a check run of the job on the pull request's head, as a worker makes it."""
+    box, sha = cell.box, head(cell)
+    assert cell.job is not None
     await box.store.note(cell.job.id, base_sha=sha)
     (cell.job,) = await cell.jobs()
-    assert cell.job.state.final is ended
     async with GitHub.from_settings(box.settings) as github:
         run = check_run("agent", cell.job, summary="…", details_url=None)
         cell.check = await CheckRuns(github, Redactor()).put(cell.job.repo, sha, run)
@@ -173,32 +229,111 @@ async def on_pull_with_a_job(box: World) -> Cell:
     return await queued(await on_pull(box))
 
 
+async def on_ended_job(box: World) -> Cell:
+    return await ended(await on_pull(box))
+
+
+async def on_running_job(box: World) -> Cell:
+    return await running(await on_pull(box))
+
+
+async def on_paused_job(box: World) -> Cell:
+    """Its agent has asked something, and people were told."""
+    cell = await running(await on_pull(box))
+    assert cell.job is not None
+    cell.job = await box.store.move(
+        cell.job.id,
+        JobState.paused,
+        expected=[JobState.running],
+        question="In which language?",
+        asked_at=datetime.now(UTC),
+        reported=str(JobState.paused),
+    )
+    return cell
+
+
 async def on_running_check(box: World) -> Cell:
-    return await checked(await on_pull(box), ended=False)
+    return await checked(await queued(await on_pull(box)))
 
 
 async def on_ended_check(box: World) -> Cell:
-    return await checked(await on_pull(box), ended=True)
+    return await checked(await ended(await on_pull(box)))
 
 
 async def on_the_bots_pull(box: World) -> Cell:
     """A pull request that a job of the bot belongs to; its author may not ask for changes of it."""
-    ada, branch = box.github.as_user("ada"), f"topic-{next(_numbers)}"
-    await ada.push_commit(REPO, branch, {f"{branch}.txt": "one\ntwo\n"})
-    cell = Cell(box, int((await ada.open_pull(REPO, branch, "A change"))["number"]))
-    await queued(cell)
+    cell = await ended(await on_pull(box, "ada"))
     assert cell.job is not None
-    await box.github.as_user("octocat").comment(REPO, cell.number, "/agent cancel")
-    await box.dealt_with()
     await box.store.note(cell.job.id, pull_number=cell.number)
     return cell
 
 
-async def on_labeled_issue(box: World) -> Cell:
-    cell = await on_issue(box)
-    await box.github.as_user("octocat").add_label(REPO, cell.number, "agent:shell")
+async def on_a_plan(box: World) -> Cell:
+    """A pull request with a plan that ada has asked for, and that somebody else is to approve."""
+    cell = await queued(await on_pull(box, "ada"), "/agent plan --agent shell", "ada")
+    assert cell.job is not None
+    await box.store.move(cell.job.id, JobState.running, expected=[JobState.queued])
+    cell.job = await box.store.move(
+        cell.job.id,
+        JobState.succeeded,
+        expected=[JobState.running],
+        pull_number=cell.number,
+        reported=str(JobState.succeeded),
+    )
+    assert cell.job is not None
+    now = datetime.now(UTC)
+    asked = Approval(
+        id=f"p{next(_numbers):012}",
+        kind=ApprovalKind.plan,
+        job_id=cell.job.id,
+        repo=cell.job.repo,
+        pull_number=cell.number,
+        subject="Do it.",
+        sha=head(cell),
+        state=ApprovalState.pending,
+        asked_at=now,
+        expires_at=now + timedelta(days=1),
+        settled_at=now,
+    )
+    assert await approvals(box).ask(asked)
+    return cell
+
+
+async def on_failing_pull(box: World) -> Cell:
+    cell = await on_pull(box)
+    await box.github.as_app("ci").check(REPO, head(cell), "test", "failure", title="assert 1 == 2")
     await box.dealt_with()
+    return cell
+
+
+async def labeled(cell: Cell) -> Cell:
+    await cell.box.github.as_user("octocat").add_label(REPO, cell.number, "agent:shell")
+    await cell.box.dealt_with()
     (cell.job,) = await cell.jobs()
+    return cell
+
+
+async def on_labeled_issue(box: World) -> Cell:
+    return await labeled(await on_issue(box))
+
+
+async def on_labeled_pull(box: World) -> Cell:
+    return await labeled(await on_pull(box))
+
+
+async def on_ritas_comment(box: World) -> Cell:
+    cell = await on_issue(box)
+    cell.about = int((await box.github.as_user("rita").comment(REPO, cell.number, "Hm."))["id"])
+    return cell
+
+
+async def on_a_review(box: World) -> Cell:
+    """With a review that has become a command since."""
+    cell, mona = await on_pull(box), box.github.as_user("mona")
+    cell.about = int((await mona.review(REPO, cell.number, "REQUEST_CHANGES", "Hm."))["id"])
+    await mona.edit_review(REPO, cell.number, cell.about, COMMAND)
+    await box.dealt_with()
+    assert await cell.jobs() == []
     return cell
 
 
@@ -221,18 +356,16 @@ async def unlabels(cell: Cell, who: str) -> None:
     await cell.box.github.as_user(who).remove_label(REPO, cell.number, "agent:shell")
 
 
-async def writes_inline(cell: Cell, who: str) -> None:
-    pull = next(one for one in cell.box.github.pulls(REPO) if one["number"] == cell.number)
-    path = f"{pull['head']['ref']}.txt"
-    await cell.box.github.as_user(who).comment_on_line(REPO, cell.number, path, 1, COMMAND)
+def writes_inline(text: str) -> Act:
+    def act(cell: Cell, who: str) -> Awaitable[dict[str, Any]]:
+        file = f"{cell.repository.issues[cell.number].pull.head_ref}.txt"
+        return cell.box.github.as_user(who).comment_on_line(REPO, cell.number, file, 1, text)
+
+    return act
 
 
-async def reviews(cell: Cell, who: str) -> None:
-    await cell.box.github.as_user(who).review(REPO, cell.number, "COMMENT", COMMAND)
-
-
-async def asks_for_changes(cell: Cell, who: str) -> None:
-    await cell.box.github.as_user(who).review(REPO, cell.number, "REQUEST_CHANGES", "Say it in Czech, too.")
+def reviews(text: str, event: str = "COMMENT") -> Act:
+    return lambda cell, who: cell.box.github.as_user(who).review(REPO, cell.number, event, text)
 
 
 async def re_runs(cell: Cell, who: str) -> None:
@@ -247,26 +380,117 @@ async def closes(cell: Cell, who: str) -> None:
     await cell.box.github.as_user(who).close(REPO, cell.number)
 
 
+async def edits(cell: Cell, who: str) -> int:
+    """Words of their own become a command."""
+    person = cell.box.github.as_user(who)
+    number = int((await person.comment(REPO, cell.number, "Hm."))["id"])
+    await person.edit_comment(REPO, number, COMMAND)
+    return number
+
+
+async def deletes(cell: Cell, who: str) -> None:
+    await cell.box.github.as_user(who).delete_comment(REPO, await edits(cell, who))
+
+
+async def edits_ritas(cell: Cell, who: str) -> None:
+    await cell.box.github.as_user(who).edit_comment(REPO, cell.about, f"{COMMAND}, {who}")
+
+
+async def edits_inline(cell: Cell, who: str) -> str:
+    comment: Any = await writes_inline("Hm.")(cell, who)
+    url = f"/repos/{REPO}/pulls/comments/{comment['id']}"
+    await cell.box.github.as_user(who).request("PATCH", url, {"body": COMMAND})
+    return url
+
+
+async def deletes_inline(cell: Cell, who: str) -> None:
+    await cell.box.github.as_user(who).request("DELETE", await edits_inline(cell, who))
+
+
+async def edits_review(cell: Cell, who: str) -> None:
+    review: Any = await reviews("Hm.")(cell, who)
+    await cell.box.github.as_user(who).edit_review(REPO, cell.number, review["id"], COMMAND)
+
+
+async def dismisses(cell: Cell, who: str) -> None:
+    await cell.box.github.as_user(who).dismiss_review(REPO, cell.number, cell.about, COMMAND)
+
+
+#: Where a command may stand: the event that brings it, and how it gets there. All these are created by one event.
+PLACES: dict[str, tuple[str, str, Callable[[str], Act]]] = {
+    "comment": ("issue_comment", "created", writes),
+    "inline": ("pull_request_review_comment", "created", writes_inline),
+    "review": ("pull_request_review", "submitted", reviews),
+}
+
+#: What it says, where, what comes of it, and the kind of the job that does.
+COMMANDS: dict[str, tuple[str, Setting, str, JobKind]] = {
+    "run": (COMMAND, on_pull, "job", JobKind.task),
+    "plan": ("/agent plan --agent shell do it", on_pull, "job", JobKind.plan),
+    "review": ("/agent review --agent claude Is it right?", on_pull, "job", JobKind.review),
+    "ask": ("/agent ask --agent claude Why two?", on_pull, "job", JobKind.ask),
+    "fix": ("/agent fix --agent claude", on_failing_pull, "job", JobKind.fix),
+    "retry": ("/agent retry", on_ended_job, "job", JobKind.task),
+    "resume": ("/agent resume", on_ended_job, "job", JobKind.task),
+    "resume, as an answer": ("/agent resume In Czech.", on_paused_job, "answered", JobKind.task),
+    "tell": ("/agent tell Mind the tests.", on_running_job, "told", JobKind.task),
+    "cancel": ("/agent cancel", on_pull_with_a_job, "cancelled", JobKind.task),
+    "status": ("/agent status", on_pull, "said", JobKind.task),
+    "logs": ("/agent logs", on_pull, "said", JobKind.task),
+    "approve": ("/agent approve", on_a_plan, "said", JobKind.task),
+    "help": ("/agent help", on_pull, "said", JobKind.task),
+    "unknown": ("/agent --nonsense x", on_pull, "said", JobKind.task),
+}
+#: Those that one may write as often as one likes where they are.
+MANY = ("run", "plan", "review", "ask", "fix", "tell", "status", "logs", "approve", "help", "unknown")
+
+#: Tried in the diff and in reviews, too: one for each way in which a command is carried out.
+ELSEWHERE = ("run", "fix", "resume, as an answer", "tell", "cancel", "approve")
+
 TRIGGERS = {
     "label on issue": Trigger("issues", "labeled", on_issue, labels("agent:shell"), "job"),
     "label on pull request": Trigger("pull_request", "labeled", on_pull, labels("agent:shell"), "job"),
     "label taken away": Trigger("issues", "unlabeled", on_labeled_issue, unlabels, "cancelled"),
-    "command on issue": Trigger("issue_comment", "created", on_issue, writes(COMMAND), "job"),
-    "command on pull request": Trigger("issue_comment", "created", on_pull, writes(COMMAND), "job"),
-    "inline command": Trigger("pull_request_review_comment", "created", on_pull, writes_inline, "job"),
-    "command in a review": Trigger("pull_request_review", "submitted", on_pull, reviews, "job"),
-    "review that asks for changes": Trigger(
-        "pull_request_review", "submitted", on_the_bots_pull, asks_for_changes, "job", talk=True
+    "label of a pull request taken away": Trigger(
+        "pull_request", "unlabeled", on_labeled_pull, unlabels, "cancelled"
     ),
-    "cancel by command": Trigger(
+    "command on issue": Trigger("issue_comment", "created", on_issue, writes(COMMAND), "job", many=True),
+    "cancel on issue": Trigger(
         "issue_comment", "created", on_issue_with_a_job, writes("/agent cancel"), "cancelled"
     ),
-    "retry by command": Trigger("issue_comment", "created", on_ended_check, writes("/agent retry"), "job"),
-    "resume by command": Trigger("issue_comment", "created", on_ended_check, writes("/agent resume"), "job"),
-    "status": Trigger("issue_comment", "created", on_issue, writes("/agent status"), "said"),
-    "help": Trigger("issue_comment", "created", on_issue, writes("/agent help"), "said"),
-    "an unknown command": Trigger(
-        "issue_comment", "created", on_issue, writes("/agent --nonsense x"), "said"
+    **{
+        f"{command} by {place}": Trigger(
+            event, action, setting, act(text), effect, kind=kind, many=command in MANY
+        )
+        for command, (text, setting, effect, kind) in COMMANDS.items()
+        for place, (event, action, act) in PLACES.items()
+        if place == "comment" or command in ELSEWHERE
+    },
+    "review that asks for changes": Trigger(
+        "pull_request_review",
+        "submitted",
+        on_the_bots_pull,
+        reviews("Say it in Czech, too.", "REQUEST_CHANGES"),
+        "job",
+        talk=True,
+        on_github=True,
+    ),
+    "review that approves a plan": Trigger(
+        "pull_request_review",
+        "submitted",
+        on_a_plan,
+        reviews("Go ahead.", "APPROVE"),
+        "approved",
+        on_github=True,
+    ),
+    "review that refuses a plan": Trigger(
+        "pull_request_review",
+        "submitted",
+        on_a_plan,
+        reviews("Smaller steps.", "REQUEST_CHANGES"),
+        "refused",
+        kind=JobKind.plan,
+        on_github=True,
     ),
     "button cancel": Trigger(
         "check_run", "requested_action", on_running_check, presses("cancel"), "cancelled"
@@ -277,121 +501,201 @@ TRIGGERS = {
     "re-run all": Trigger("check_suite", "rerequested", on_ended_check, re_runs_all, "job"),
     "closing an issue": Trigger("issues", "closed", on_issue_with_a_job, closes, "cancelled"),
     "closing a pull request": Trigger("pull_request", "closed", on_pull_with_a_job, closes, "cancelled"),
+    # commands that nobody has written anew: of whoever's words, they start nothing for anybody
+    "comment edited": Trigger("issue_comment", "edited", on_issue, edits, "nothing"),
+    "somebody else's comment edited": Trigger(
+        "issue_comment", "edited", on_ritas_comment, edits_ritas, "nothing"
+    ),
+    "comment deleted": Trigger("issue_comment", "deleted", on_issue, deletes, "nothing"),
+    "inline comment edited": Trigger(
+        "pull_request_review_comment", "edited", on_pull, edits_inline, "nothing"
+    ),
+    "inline comment deleted": Trigger(
+        "pull_request_review_comment", "deleted", on_pull, deletes_inline, "nothing"
+    ),
+    # a submitted review cannot be deleted, only dismissed:
+    # https://docs.github.com/en/rest/pulls/reviews#delete-a-pending-review-for-a-pull-request
+    "review edited": Trigger("pull_request_review", "edited", on_pull, edits_review, "nothing"),
+    "review dismissed": Trigger("pull_request_review", "dismissed", on_a_review, dismisses, "nothing"),
 }
 
 
-async def payload_of(cell: Cell, trigger: Trigger) -> dict[str, Any]:
-    """What GitHub sends when the owner does it; the bot gets nothing of that."""
-    if cell.payload is not None:
-        return copy.deepcopy(cell.payload)
+# --- everybody does it
+
+
+@dataclass
+class Deed:
+    """A trigger's act by one role: how the bot was told of it, and what it was like there before and after."""
+
+    cell: Cell
+    alone: bool  # nobody else did anything there
+    guid: str
+    payload: dict[str, Any]
+    before: set[tuple[object, ...]]
+    after: set[tuple[object, ...]] = field(default_factory=set)
+    news: list[str] = field(default_factory=list)  # what the bot said there meanwhile
+
+    def answers(self, login: str) -> list[str]:
+        """What it said to the one who did this."""
+        start = f"@{login}, your review does not decide this"
+        return [one for one in self.news if self.alone or self.guid in one or start in one]
+
+
+async def unheard(cell: Cell, trigger: Trigger, login: str) -> dict[str, Any]:
+    """Somebody who still may does it; returns what GitHub sends of that, which the bot does not get, now or later."""
     github = cell.box.github
+    user = github.world.users[login]
+    mark = github.world.next_id()
     url, github.webhook_url = github.webhook_url, None
+    suspended, user.suspended_at = user.suspended_at, None
     try:
-        await trigger.act(cell, "octocat")
-        await github.deliveries_settled()
+        await trigger.act(cell, login)
     finally:
-        github.webhook_url = url
-    found = (one for one in github.deliveries if (one.event, one.action) == (trigger.event, trigger.action))
-    cell.payload = next(found).payload
+        github.webhook_url, user.suspended_at = url, suspended
+    unsent = [one for one in github.deliveries if one.id > mark and not one.url]
+    found = next(
+        one
+        for one in unsent
+        if (one.event, one.action) == (trigger.event, trigger.action)
+        and one.payload["sender"]["login"] == login
+    )
+    gone = {one.id for one in unsent}
+    github.world.deliveries[:] = [one for one in github.deliveries if one.id not in gone]
+    return copy.deepcopy(dict(found.payload))
+
+
+async def payload_of(cell: Cell, trigger: Trigger) -> dict[str, Any]:
+    """What GitHub sends when somebody does it who may: the owner, if nobody has."""
+    if cell.payload is None:
+        assert not trigger.on_github, "it would be the owner's, and count"
+        cell.payload = await unheard(cell, trigger, "octocat")
     return copy.deepcopy(cell.payload)
 
 
-async def do(cell: Cell, trigger: Trigger, login: str) -> None:
-    """Let somebody do it, by themselves if GitHub lets them."""
+async def do(cell: Cell, trigger: Trigger, who: Role) -> tuple[str, dict[str, Any]]:
+    """Let somebody do it, by themselves if GitHub lets them; returns the GUID of its delivery, and that."""
     box = cell.box
-    try:
-        await trigger.act(cell, login)
-    except (HumanError, Refusal):  # GitHub does not let them
-        payload = await payload_of(cell, trigger)
-        await deliver(box, trigger.event, as_somebody_else(payload, login, box))
+    if (who.via_app and trigger.effect != "nothing") or (trigger.on_github and who.login == "sven"):
+        payload = await unheard(cell, trigger, who.login)
+        if who.via_app and trigger.event in TELLS_THE_APP:
+            payload["comment"]["performed_via_github_app"] = HELPER
+        return await send(box, trigger.event, payload), payload
+    mark = box.github.world.next_id()
+    with contextlib.suppress(HumanError, Refusal):  # GitHub does not let them
+        await trigger.act(cell, who.login)
+    for one in box.github.deliveries:
+        whose = one.payload["sender"]["login"]
+        if (one.event, one.action, whose) == (trigger.event, trigger.action, who.login) and one.id > mark:
+            payload = dict(one.payload)
+            cell.payload = cell.payload or copy.deepcopy(payload)
+            return one.guid, payload
+    payload = as_somebody_else(await payload_of(cell, trigger), who.login, box)
+    return await send(box, trigger.event, payload), payload
+
+
+async def everybody(box: World, trigger: Trigger) -> dict[str, Deed]:
+    """Let all roles do it. Who changes something has a place of their own, on GitHub or by what the bot does then."""
+    own = [role for role, who in ROLES.items() if trigger.is_done_for(who)]
+    if trigger.event in ("issues", "pull_request"):
+        own.append("triage")  # whom GitHub lets set labels and close issues, and that is done once
+    if trigger.many:
+        own = []
+    shared, *cells = await asyncio.gather(*(trigger.setting(box) for _ in range(1 + len(own))))
+    places = dict(zip(own, cells, strict=True))
+    before = {cell.number: (await cell.state(), cell.said()) for cell in (shared, *cells)}
+    deeds = {}
+    # who may comes first: once it is done, it is delivered of the others
+    for role in sorted(ROLES, key=lambda role: ROLES[role].answer != "yes"):
+        cell = places.get(role, shared)
+        guid, payload = await do(cell, trigger, ROLES[role])
+        deeds[role] = Deed(cell, role in places, guid, payload, before[cell.number][0])
     await box.dealt_with()
+    after = {cell.number: (await cell.state(), cell.said()) for cell in (shared, *cells)}
+    for deed in deeds.values():
+        deed.after, said = after[deed.cell.number]
+        known = before[deed.cell.number][1]
+        # a job's own comment is no answer to anybody
+        deed.news = [body for number, body in said.items() if number not in known and JOB not in body]
+    return deeds
 
 
-async def effect(cell: Cell, trigger: Trigger, before: list[Job]) -> bool:
-    jobs = await cell.jobs()
-    if trigger.effect == "job":
-        return len(jobs) == len(before) + 1
-    if trigger.effect == "cancelled":
-        return [job.state for job in jobs] == [JobState.cancelled]
-    return False
+_deeds: dict[str, dict[str, Deed]] = {}
 
 
-#: Where refused acts are done, by the name of their trigger: nothing comes of them, so one place is enough for many.
-_unchanged: dict[str, Cell] = {}
+async def deeds_of(box: World, name: str) -> dict[str, Deed]:
+    if name not in _deeds:
+        _deeds[name] = await everybody(box, TRIGGERS[name])
+    return _deeds[name]
+
+
+# --- and what comes of it
 
 
 @pytest.mark.parametrize("role", list(ROLES))
 @pytest.mark.parametrize("name", list(TRIGGERS))
 async def test_cell(box: World, name: str, role: str) -> None:
     trigger, who = TRIGGERS[name], ROLES[role]
-    if who.answer == "yes":
-        await check_done(await trigger.setting(box), trigger, who)
+    deeds = await deeds_of(box, name)
+    deed = deeds[role]
+    if trigger.is_done_for(who):
+        await check_done(deed, trigger, who)
         return
-    if (
-        role == "triage"
-    ):  # GitHub lets them set labels and close issues themselves, and that cannot be done twice
-        await check_refused(await trigger.setting(box), trigger, who)
+    assert deed.before <= deed.after
+    done_for = {one.guid for role, one in deeds.items() if trigger.is_done_for(ROLES[role])}
+    assert {entry for entry in deed.after - deed.before if entry[0] not in done_for} == set()
+    answers = deed.answers(who.login)
+    if who.answer != "no" or trigger.effect == "nothing" or trigger.talk:
+        assert answers == []
         return
-    if name not in _unchanged:
-        _unchanged[name] = await trigger.setting(box)
-    await check_refused(_unchanged[name], trigger, who)
-
-
-async def check_done(cell: Cell, trigger: Trigger, who: Role) -> None:
-    before, said = await cell.jobs(), len(cell.said())
-    await do(cell, trigger, who.login)
-    news = cell.said()[said:]
-    assert not any(REFUSED in one for one in news)
-    if trigger.effect == "said":
-        assert len(news) == 1
-        assert await cell.jobs() == before
-    else:
-        assert await effect(cell, trigger, before)
-
-
-async def check_refused(cell: Cell, trigger: Trigger, who: Role) -> None:
-    before, said = await cell.jobs(), len(cell.said())
-    await do(cell, trigger, who.login)
-    news = cell.said()[said:]
-    assert [(job.id, job.state) for job in await cell.jobs()] == [(job.id, job.state) for job in before]
-    assert not any(job.cancel_requested_by == who.login for job in await cell.jobs())
-    if who.answer == "silence" or trigger.talk:
-        assert news == []
-        return
-    (answer,) = news
-    assert answer.startswith(REFUSED)
+    (answer,) = answers
+    assert trigger.effect in ("approved", "refused") or answer.startswith(REFUSED)
     assert f"@{who.login}" in answer
     assert ("suspended" if who.login == "sven" else "write access") in answer
 
 
-@pytest.mark.parametrize("name", [name for name, trigger in TRIGGERS.items() if not trigger.talk])
+async def check_done(deed: Deed, trigger: Trigger, who: Role) -> None:
+    answers, jobs = deed.answers(who.login), await deed.cell.jobs()
+    assert not any(REFUSED in one for one in answers)
+    new = [job for job in jobs if job.trigger.delivery_id == deed.guid]
+    if trigger.effect == "said":
+        assert len(answers) == 1
+    elif trigger.effect == "job":
+        assert [(job.state, job.kind) for job in new] == [(JobState.queued, trigger.kind)]
+        assert new[0].trigger.actor.login == who.login
+        return
+    elif trigger.effect == "cancelled":
+        (old,) = jobs
+        assert (old.state, old.cancel_requested_by) == (JobState.cancelled, who.login)
+    elif trigger.effect == "answered":
+        (old,) = jobs
+        assert old.answered_by == who.login
+        assert "In Czech." in (old.answer or "")
+    elif trigger.effect == "told":
+        (old,) = jobs
+        assert (deed.guid, old.id, who.login) in deed.after
+    else:
+        (asked,) = await deed.cell.approvals()
+        assert (str(asked.state), asked.decided_by) == (trigger.effect, who.login)
+        assert [(job.state, job.kind) for job in jobs[:-1]] == [(JobState.queued, trigger.kind)]
+    assert new == []
+
+
+@pytest.mark.parametrize("name", list(TRIGGERS))
+async def test_nothing_is_said_to_nobody(box: World, name: str) -> None:
+    deeds = {role: deed for role, deed in (await deeds_of(box, name)).items() if not deed.alone}
+    answers = [one for role, deed in deeds.items() for one in deed.answers(ROLES[role].login)]
+    assert sorted(answers) == sorted(next(iter(deeds.values())).news)
+
+
+@pytest.mark.parametrize("name", [name for name, one in TRIGGERS.items() if one.effect != "nothing"])
 async def test_a_refusal_is_said_once(box: World, name: str) -> None:
     """The same person, the same thing, again and again, in other deliveries."""
-    trigger = TRIGGERS[name]
-    cell = await trigger.setting(box)
-    before, said = await cell.jobs(), len(cell.said())
-    payload = as_somebody_else(await payload_of(cell, trigger), "rita", box)
-    for _ in range(4):
-        await deliver(box, trigger.event, payload)
-    assert [(job.id, job.state) for job in await cell.jobs()] == [(job.id, job.state) for job in before]
-    assert len(cell.said()) == said + 1
-
-
-@pytest.mark.parametrize("text", [COMMAND, "/agent cancel", "/agent help", "/agent status"])
-@pytest.mark.parametrize("inline", [False, True], ids=["comment", "inline comment"])
-async def test_what_an_app_writes_for_a_writer_is_not_the_writers_word(
-    box: World, text: str, inline: bool
-) -> None:
-    """An App with a person's token writes as that person; a model's output must not become a command in this way."""
-    trigger = TRIGGERS["inline command" if inline else "command on pull request"]
-    cell = await on_pull_with_a_job(box)
-    before, said = await cell.jobs(), len(cell.said())
-    payload = as_somebody_else(await payload_of(cell, trigger), "maria", box)
-    payload["comment"]["body"] = text
-    payload["comment"]["performed_via_github_app"] = {"id": 99, "slug": "helper", "name": "Helper"}
-    await deliver(box, trigger.event, payload)
-    assert await cell.jobs() == before
-    assert len(cell.said()) == said
+    deed = (await deeds_of(box, name))["read"]
+    said, before = set(deed.cell.said()), await deed.cell.state()
+    await asyncio.gather(*(send(box, TRIGGERS[name].event, deed.payload) for _ in range(2)))
+    await box.dealt_with()
+    assert await deed.cell.state() == before
+    assert set(deed.cell.said()) == said
 
 
 @pytest.mark.parametrize("login", [BOT, "renamed-bot", "Octocat"])
@@ -405,4 +709,4 @@ async def test_our_own_account_triggers_nothing_under_any_login(box: World, logi
             user.update(login=login, type="User")
         await deliver(box, trigger.event, payload)
     assert await cell.jobs() == []
-    assert cell.said() == []
+    assert cell.said() == {}
