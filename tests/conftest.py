@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -155,20 +157,16 @@ def _postgres_programs() -> Path | None:
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A real PostgreSQL for the whole run, on a Unix socket."""
     programs = _postgres_programs()
     if programs is None:
         pytest.skip("no PostgreSQL server programs")
-    folder = tmp_path_factory.mktemp("pg")
+    # not below pytest's own folder: that one is closed to others again whenever another run begins
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
     # the server refuses to run as root
     user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
     if user:
-        for parent in (folder, *folder.parents):
-            if parent == Path(parent.anchor):
-                break
-            if parent.stat().st_uid == os.getuid() and "pytest" in str(parent):  # also popen-gw0 below it
-                parent.chmod(parent.stat().st_mode | 0o055)
         shutil.chown(folder, "postgres", "postgres")
     data = folder / "d"
     subprocess.run(
@@ -189,8 +187,9 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             time.sleep(0.05)
         yield f"postgresql+asyncpg://conductor@/postgres?host={folder}"
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGINT)  # does not wait for clients
         process.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
