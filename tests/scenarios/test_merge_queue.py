@@ -98,7 +98,6 @@ async def test_what_the_queue_throws_out_waits_for_a_person(tmp_path: Path) -> N
         assert pull_of(box, number).queued is None, "the same would fail again"
         assert pull_of(box, number).merged_at is None
         again = await approved(box, number)
-        assert again != sha
         await ci.check(REPO, again, "ci", "success")
         assert pull_of(box, number).merged_at is not None
 
