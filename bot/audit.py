@@ -84,6 +84,19 @@ class Audit:
 
     # --- writing
 
+    async def of_job(self, kind: AuditKind, job: Job, *, sha: str | None = None, **details: Any) -> None:
+        """Append what the bot itself does for a job; raises as ``record`` does."""
+        await self.record(
+            kind,
+            actor=CONDUCTOR,
+            repo=job.repo,
+            number=job.number,
+            job_id=job.id,
+            delivery_id=job.trigger.delivery_id,
+            sha=sha,
+            details=details,
+        )
+
     async def record(
         self,
         kind: AuditKind,

@@ -6,12 +6,11 @@ import asyncio
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from bot import repo_config
-from bot.audit import CONDUCTOR, Audit
+from bot.audit import Audit
 from bot.audit_chain import AuditKind
 from bot.changes import shown, size_text
 from bot.errors import ConductorError, GitHubUnavailable, JobFailed
@@ -86,7 +85,7 @@ class LfsPublisher:
             fresh=True,
         )
         try:
-            await self._record(AuditKind.lfs_upload, job, objects=[pointer.oid for pointer in new])
+            await self._audit.of_job(AuditKind.lfs_upload, job, objects=[pointer.oid for pointer in new])
             wanted = await self._remote.batch("upload", job.repo.full_name, new, token=token.value)
             for pointer in new:
                 answered, path = wanted.get(pointer.oid), self._file(job, repository, pointer.oid)
@@ -107,7 +106,7 @@ class LfsPublisher:
             except ConductorError as error:
                 log.warning("a token was not revoked; it ends by itself within the hour", error=str(error))
             else:
-                await self._record(AuditKind.token_revoked, job, permissions={"contents": "write"})
+                await self._audit.of_job(AuditKind.token_revoked, job, permissions={"contents": "write"})
         log.info("large files published", count=len(new), **job.log_context())
 
     async def keep(self, job: Job, repository: Path) -> None:
@@ -118,17 +117,6 @@ class LfsPublisher:
             await self._cache.adopt(staged(repository), job.repo.installation_id, job.repo.id)
         except OSError as error:
             log.warning("large files were not kept", error=str(error), **job.log_context())
-
-    async def _record(self, kind: AuditKind, job: Job, **details: Any) -> None:
-        await self._audit.record(
-            kind,
-            actor=CONDUCTOR,
-            repo=job.repo,
-            number=job.number,
-            job_id=job.id,
-            delivery_id=job.trigger.delivery_id,
-            details=details,
-        )
 
     def _file(self, job: Job, repository: Path, oid: str) -> Path | None:
         """The object, when this attempt brought it or this host has it from before."""

@@ -16,7 +16,7 @@ import structlog
 
 from bot import repo_config
 from bot.api_commits import ApiCommits
-from bot.audit import CONDUCTOR, Audit
+from bot.audit import Audit
 from bot.audit_chain import AuditKind
 from bot.changes import ChangedFile, ChangeRules, Changes, check_changes, held_back, shown
 from bot.config import Settings
@@ -408,16 +408,7 @@ class Publisher:
             raise
 
     async def _record(self, kind: AuditKind, job: Job, **details: Any) -> None:
-        await self._audit.record(
-            kind,
-            actor=CONDUCTOR,
-            repo=job.repo,
-            number=job.number,
-            job_id=job.id,
-            delivery_id=job.trigger.delivery_id,
-            sha=job.head_sha,
-            details={"branch": job.branch} | details,
-        )
+        await self._audit.of_job(kind, job, sha=job.head_sha, **{"branch": job.branch} | details)
 
     def _message(self, job: Job, result: Result) -> str:
         title = quiet_line(oneline(result.title or job.title, 100))

@@ -20,7 +20,7 @@ from cachetools import TTLCache
 
 from bot.agent_requests import ToDo
 from bot.annotations import Annotation, of_job
-from bot.audit import CONDUCTOR, Audit, Wanted
+from bot.audit import Audit, Wanted
 from bot.audit_chain import AuditKind, Entry
 from bot.check_report import check_name, check_run
 from bot.check_runs import CheckRuns
@@ -412,15 +412,7 @@ class Reporter:
 
     async def _record(self, kind: AuditKind, job: Job, *, sha: str | None = None, **details: Any) -> None:
         if self._audit is not None:
-            await self._audit.record(
-                kind,
-                actor=CONDUCTOR,
-                repo=job.repo,
-                number=job.number,
-                job_id=job.id,
-                sha=sha,
-                details=details,
-            )
+            await self._audit.of_job(kind, job, sha=sha, **details)
 
     async def finished(
         self, job: Job, *, also_on: str | None = None, annotations: Sequence[Annotation] = ()
