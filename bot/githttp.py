@@ -17,6 +17,8 @@ from typing import TypeVar
 import structlog
 from aiohttp import web
 
+from bot import child_process
+
 log = structlog.get_logger(__name__)
 
 _CHUNK = 1 << 16
@@ -97,7 +99,7 @@ async def serve_git(
     Returns:
         The answer, already sent; or 413, 500 or 504 when git gave none.
     """
-    process = await asyncio.create_subprocess_exec(
+    process = await child_process.start(
         "git",
         "http-backend",
         env=git_environment({"http.getanyfile": "false", **(config or {})})
@@ -106,7 +108,6 @@ async def serve_git(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
     )
     assert process.stderr is not None
     complaints = asyncio.create_task(_drain(process.stderr))
@@ -134,8 +135,7 @@ async def serve_git(
         return _cut(request, response) or web.Response(status=499)
     finally:
         # the whole group, in any case: a hook may have left something behind
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        child_process.kill_group(process)
         feeder.cancel()
         await asyncio.gather(feeder, process.wait(), return_exceptions=True)
         stderr = await complaints

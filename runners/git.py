@@ -12,12 +12,12 @@ import base64
 import contextlib
 import os
 import re
-import signal
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bot import child_process
 from bot.errors import ConductorError, GitHubUnavailable, InfrastructureError, JobFailed
 from bot.model import FailureKind, Phase
 
@@ -270,7 +270,7 @@ async def _process(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """A running git in its own process group, which is gone when the block is left in whatever way."""
     try:
-        process = await asyncio.create_subprocess_exec(
+        process = await child_process.start(
             "git",
             *arguments,
             cwd=cwd or "/",
@@ -278,7 +278,6 @@ async def _process(
             stdin=asyncio.subprocess.PIPE if piped_input else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
             umask=umask,
         )
     except FileNotFoundError as error:
@@ -288,37 +287,8 @@ async def _process(
     try:
         yield process
     except BaseException:
-        _kill(process)
-        await _reaped(process)
+        await child_process.end(process)
         raise
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    # also when the leader has ended: what it started may hold its pipes open
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-async def _reaped(process: asyncio.subprocess.Process) -> None:
-    """Wait for a killed process, also if we are cancelled (again) meanwhile."""
-    waiting = asyncio.ensure_future(_drained(process))
-    cancelled: asyncio.CancelledError | None = None
-    while not waiting.done():
-        try:
-            await asyncio.shield(waiting)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-
-
-async def _drained(process: asyncio.subprocess.Process) -> None:
-    if process.stdin is not None:
-        process.stdin.close()
-    for pipe in (process.stdout, process.stderr):
-        while pipe is not None and await pipe.read(2**16):
-            pass
-    await process.wait()
 
 
 async def _feed(process: asyncio.subprocess.Process, data: bytes | None) -> None:
@@ -340,7 +310,7 @@ async def _collect(process: asyncio.subprocess.Process, chunks: list[bytes], lim
         if size <= limit:
             chunks.append(data)
         else:
-            _kill(process)
+            child_process.kill_group(process)
     return size <= limit
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from bot import child_process
 from bot.config import Settings
 from bot.errors import ConfigurationError
 
@@ -82,7 +83,7 @@ class SshSigner:
         """Read the key as ssh-keygen does: it must be one, and must not need a passphrase."""
         with self.ready() as config:
             file = dict(config)["user.signingKey"]
-            process = await asyncio.create_subprocess_exec(
+            process = await child_process.start(
                 self.program,
                 *("-y", "-P", "", "-f", file),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -97,8 +98,7 @@ class SshSigner:
                 said = b"it did not end"
             finally:
                 if process.returncode is None:
-                    process.kill()
-                    await process.wait()
+                    await child_process.end(process)
         if process.returncode != 0:
             words = said.decode("utf-8", "replace").replace(file, "the key").strip().splitlines()
             raise ConfigurationError(

@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
     "bot.budget": 1,
     "bot.capabilities": 1,
     "bot.changes": 1,
+    "bot.child_process": 1,
     "bot.codeowners": 1,
     "bot.config": 1,
     "bot.credentials": 1,

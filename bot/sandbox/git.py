@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from bot import child_process
 from bot.githttp import git_environment
 
 TIMEOUT = 60.0
@@ -123,7 +124,7 @@ class GitRepository:
     async def _execute(
         self, arguments: tuple[str, ...], stdin: bytes, env: Mapping[str, str] | None
     ) -> tuple[int, bytes, bytes]:
-        process = await asyncio.create_subprocess_exec(
+        process = await child_process.start(
             "git",
             *arguments,
             cwd=self.path,
@@ -138,8 +139,7 @@ class GitRepository:
             raise GitError(f"git {arguments[0]} took longer than {TIMEOUT:g} seconds") from None
         finally:
             if process.returncode is None:
-                process.kill()
-                await process.wait()
+                await child_process.end(process)
         return process.returncode or 0, output, errors
 
     # ---- refs
