@@ -91,7 +91,7 @@ class World:
     """What an attempt's container has: a home, a repository, and the gateway."""
 
     def __init__(self, root: Path, binaries: Path, gateway: str, ledger: Ledger, desk: Desk) -> None:
-        self.home, self.repo = root / "home", root / "repo"
+        self.root, self.home, self.repo = root, root / "home", root / "repo"
         self.binaries, self.gateway, self.ledger, self.desk = binaries, gateway, ledger, desk
         self.tokens_seen: set[str] = set()
         for folder in (self.home, self.repo):
@@ -123,16 +123,17 @@ class World:
             # as the image's unprivileged user these run without; some test machines only have root
             **({"IS_SANDBOX": "1"} if os.geteuid() == 0 else {}),
         }
-        process = await asyncio.create_subprocess_exec(
-            *command.argv,
-            cwd=self.repo,
-            env=env,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
-            limit=16 * 2**20,
-        )
+        # files for its words: Node drops at its exit what a full pipe did not take (the shim's pipes are wider)
+        with (self.root / "stdout").open("wb") as stdout, (self.root / "stderr").open("wb") as stderr:
+            process = await asyncio.create_subprocess_exec(
+                *command.argv,
+                cwd=self.repo,
+                env=env,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
         assert process.stdin is not None
         process.stdin.write(command.stdin.encode())
         await process.stdin.drain()
@@ -140,8 +141,8 @@ class World:
         return process
 
     async def finish(self, tool: Agent, process: asyncio.subprocess.Process) -> Outcome:
-        stdout, stderr = await process.communicate()
-        lines = stdout.decode().splitlines()
+        await process.wait()
+        lines = (self.root / "stdout").read_text().splitlines()
         events = [event for line in lines for event in tool.read(line)]
         assert process.returncode is not None
         code = process.returncode
@@ -149,7 +150,7 @@ class World:
             exit_code=code if code >= 0 else None,
             signal=-code if code < 0 else None,
             lines=lines,
-            stderr=stderr.decode(),
+            stderr=(self.root / "stderr").read_text(),
             events=events,
             transcript=Transcript(events),
         )
