@@ -53,7 +53,7 @@ def check_run(
         external_id=job.id,
         title=_title(job, todo),
         summary=summary,
-        status="queued" if job.state in (JobState.waiting, JobState.queued) else "in_progress",
+        status="queued" if job.state is JobState.queued else "in_progress",
         conclusion=_conclusion(job) if final else None,
         details_url=details_url,
         actions=buttons(job),
@@ -103,8 +103,6 @@ def _conclusion(job: Job) -> str:
 
 def _title(job: Job, todo: Sequence[ToDo]) -> str:
     match job.state:
-        case JobState.waiting:
-            return "Waiting for an approval"
         case JobState.queued:
             return f"Waiting for a free slot for {job.agent}"
         case JobState.running:

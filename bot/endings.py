@@ -53,13 +53,6 @@ def next_step(job: Job, *, review: int | None = None) -> str:
     ``review``: the pull request in which a review must decide before a paused job goes on.
     """
     match job.state:
-        case JobState.waiting:
-            pull = (
-                f"Review pull request #{job.pull_number}: approving it starts the work. "
-                if job.pull_number
-                else ""
-            )
-            return pull + _STOPS
         case JobState.queued | JobState.running:
             return _STOPS
         case JobState.paused if review is not None:

@@ -14,7 +14,6 @@ from typing import Any
 class JobState(enum.StrEnum):
     """Where a job is. The sentence after each value is what people are told."""
 
-    waiting = "waiting"  # a reviewer must approve the plan first
     queued = "queued"  # accepted, waits for a free slot
     running = "running"  # an agent works on it
     paused = "paused"  # a human was asked
@@ -36,7 +35,6 @@ FINAL_STATES = frozenset(
 
 #: The legal moves. Everything else is refused by the store's compare-and-set.
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
-    JobState.waiting: frozenset({JobState.queued, JobState.cancelled}),
     JobState.queued: frozenset({JobState.running, JobState.cancelled, JobState.failed}),
     JobState.running: frozenset(
         {

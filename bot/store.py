@@ -55,7 +55,7 @@ from bot.policy import Limits, Load
 from bot.reasons import Reason
 from bot.schema import answers, approvals, attempts, hosts, jobs, spend, tells, threads, turns
 
-ACTIVE = (JobState.waiting, JobState.queued, JobState.running, JobState.paused)
+ACTIVE = (JobState.queued, JobState.running, JobState.paused)
 #: A host that was seen within this time is there; hosts tell every twenty seconds that they live.
 PRESENT = timedelta(seconds=90)
 #: Claims that lose a race against a cancellation look again, at most so often.

@@ -67,11 +67,11 @@ def job(state: JobState, **changes: object) -> Job:
         "timeout": 3600,
         "state": state,
         "created_at": START,
-        "started_at": None if state in (JobState.waiting, JobState.queued) else START,
+        "started_at": None if state is JobState.queued else START,
         "finished_at": START + timedelta(seconds=TOOK) if state.final else None,
         "comment_id": 7,
         "usage": Usage(input_tokens=1200, output_tokens=90, cached_tokens=200, requests=3, cost=0.51)
-        if state not in (JobState.waiting, JobState.queued)
+        if state is not JobState.queued
         else Usage(),
     }
     return Job(**values | changes)  # type: ignore[arg-type]
@@ -107,8 +107,6 @@ HELD = HeldBack(files=[".github/workflows/ci.yml"], count=1, patch="--- a\n+++ b
 QUESTION = "Which greeting is right for Austria:\n\n1. *Hallo*\n2. *Servus*"
 
 CASES: dict[str, Job] = {
-    "waiting": job(JobState.waiting),
-    "waiting-for-a-plan": job(JobState.waiting, pull_number=13),
     "queued": job(JobState.queued),
     **{
         f"running-{phase}": job(JobState.running, phase=phase)

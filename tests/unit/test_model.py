@@ -15,7 +15,7 @@ def test_every_state_has_its_moves_and_finals_have_none() -> None:
 
 
 def test_every_state_can_be_reached_and_can_end() -> None:
-    reached, todo = set(), [JobState.waiting]
+    reached, todo = set(), [JobState.queued]
     while todo:
         state = todo.pop()
         if state not in reached:
