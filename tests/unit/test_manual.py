@@ -182,7 +182,6 @@ def test_the_page_about_using_it_explains_every_sign_that_a_comment_begins_with(
     sticky = (ROOT / "templates" / "comments" / "sticky.md.j2").read_text()
     signs = set(re.findall(r"^(\S+) \*\*", sticky, re.M))
     assert len(signs) > 10
-    signs.remove("⏳")  # of the state `waiting`, which no job is given: what needs a plan is a plan first
     rows = re.findall(r"^\| (.+?) \| .+ \|$", USING.read_text(), re.M)
     assert {sign for sign in signs if not any(sign in row for row in rows)} == set()
 
