@@ -7,7 +7,6 @@ same trigger and then changes nothing more: deliveries are tried again after a c
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
@@ -97,7 +96,6 @@ class Conductor:
         self._facts = facts
         self._ledger = ledger
         self._limits = Limits.of(settings)
-        self._admission = asyncio.Lock()
         self.rules = Rules(
             agents=settings.agents,
             known_agents=known_agents,
@@ -144,7 +142,8 @@ class Conductor:
                 await self._refuse(request.repo, request.number, request.trigger, decision)
                 return None
             reasons.append(decision.root)
-            async with self._admission:  # so that many at once do not all find the last place free
+            # so that many at once, on this server or another, do not all find the last place free
+            async with self.store.locks.hold("admission"):
                 decision = once(await self._under_way(job))
                 if decision.allowed:
                     decision = await self._throttled(job, facts)

@@ -12,6 +12,7 @@ from alembic.config import Config
 from sqlalchemy import Connection, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
 
 from bot.errors import ConfigurationError, InfrastructureError
 
@@ -20,8 +21,10 @@ COMMAND_TIMEOUT = 30  # seconds for one statement on PostgreSQL
 BUSY_TIMEOUT = 30_000  # milliseconds that a SQLite writer waits for another process's transaction
 
 
-def create_engine(url: str) -> AsyncEngine:
+def create_engine(url: str, *, pooled: bool = True) -> AsyncEngine:
     """An engine for ``url``: ``sqlite+aiosqlite:///…`` or ``postgresql+asyncpg://…``.
+
+    ``pooled``: connections are kept for the next use; else each is closed when it is given back.
 
     SQLite runs in WAL mode with ``synchronous=FULL``: a commit is on disk when it returns
     (https://www.sqlite.org/pragma.html#pragma_synchronous).
@@ -47,7 +50,10 @@ def create_engine(url: str) -> AsyncEngine:
         except OSError as error:
             raise _unusable(error) from error
     try:
-        engine = create_async_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
+        if pooled:
+            engine = create_async_engine(parsed, connect_args=arguments, pool_pre_ping=not sqlite)
+        else:
+            engine = create_async_engine(parsed, connect_args=arguments, poolclass=NullPool)
     except (NoSuchModuleError, ModuleNotFoundError) as error:
         raise ConfigurationError(
             f"The database driver of {parsed.drivername!r} is not installed.",

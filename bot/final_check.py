@@ -5,10 +5,9 @@ There is no record of it: it is counted anew from GitHub's reviews whenever some
 
 from __future__ import annotations
 
-import asyncio
 import re
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 import structlog
 
@@ -99,7 +98,6 @@ class FinalCheck:
         self._reviews = reviews
         self._writer = writer
         self._audit = audit
-        self._locks: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
 
     async def update(self, repo: Repo, number: int, *, request: bool = False, others: bool = False) -> bool:
         """Bring `agent/approval` up to date; ``request``: and request the reviews that are wanted.
@@ -250,8 +248,8 @@ class FinalCheck:
 
     # --- showing
 
-    def _lock(self, repo: Repo) -> asyncio.Lock:
-        return self._locks.setdefault(repo.id, asyncio.Lock())
+    def _lock(self, repo: Repo) -> AbstractAsyncContextManager[None]:
+        return self._store.locks.hold(f"final-check:{repo.id}")
 
     async def _show(self, repo: Repo, sha: str, said: _Said, *, queue: bool = False) -> None:
         counted = said.counted

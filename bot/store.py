@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from bot import claims
 from bot.audit import Audit
 from bot.errors import StaleAttempt
+from bot.locks import Locks
 from bot.model import (
     FINAL_STATES,
     TRANSITIONS,
@@ -76,6 +77,7 @@ class Store:
         ``audit``: gets the beginnings, answers and ends of jobs, each in the transaction that makes it true.
         """
         self.engine = engine
+        self.locks = Locks(engine)
         self._audit = audit
         self.limits = limits or Limits()
 

@@ -85,6 +85,7 @@ LAYERS: dict[str, int] = {
     "bot.inbox": 2,
     "bot.installation_store": 2,
     "bot.ledger": 2,
+    "bot.locks": 2,
     "bot.logs": 2,
     "bot.migrations": 2,
     "bot.presence": 2,

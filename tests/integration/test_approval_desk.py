@@ -100,6 +100,10 @@ class Place:
     def actor(self, login: str) -> Actor:
         return Actor(login=login, id=self.sandbox.world.users[login].id, type="User")
 
+    def other_server(self) -> FinalCheck:
+        """What shows the final approval on a server beside this one."""
+        return final_check(self.sandbox, self.github, Store(self.engine), self.audit)
+
     async def ask(self, kind: ApprovalKind = ApprovalKind.plan, **more: Any) -> Approval:
         values = {"sha": self.sha, "pull_number": self.number} | more
         return await self.desk.ask(self.job, kind, "The plan: change `a.py`.", **values)
@@ -155,14 +159,32 @@ async def empty_commit(github: GitHub, installation: int, parent: str, message: 
     return str((await client.post(f"/repos/{REPO}/git/commits", data=data))["sha"])
 
 
+def final_check(sandbox: Sandbox, github: GitHub, store: Store, audit: Audit) -> FinalCheck:
+    """As a server has it."""
+    return FinalCheck(
+        github=github,
+        store=store,
+        approvals=ApprovalStore(store.engine, audit),
+        facts=FactFinder(github),
+        reviews=ReviewFinder(github),
+        writer=ApprovalWriter(github, Reporter(github, store, Redactor([])), github_url=sandbox.url),
+        audit=audit,
+    )
+
+
 @asynccontextmanager
 async def world(
-    tmp_path: Path, *, config: dict[str, Any] | None = None, yaml: str = "", owners: str = ""
+    tmp_path: Path,
+    *,
+    config: dict[str, Any] | None = None,
+    yaml: str = "",
+    owners: str = "",
+    url: str = "",
 ) -> AsyncIterator[Place]:
     files = {"a.py": "x = 1\n"} | ({".github/conductor.yml": yaml} if yaml else {})
     files |= {"CODEOWNERS": owners} if owners else {}
     permissions = {**APP_PERMISSIONS, "members": "read", "merge_queues": "read"}
-    engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'c.db'}")
+    engine = create_engine(url or f"sqlite+aiosqlite:///{tmp_path / 'c.db'}")
     await upgrade(engine)
     async with Sandbox.start(state_dir=tmp_path / "github", app_permissions=permissions) as sandbox:
         for login in ROLES:
@@ -229,15 +251,7 @@ async def world(
                     writer=writer,
                     outcome=told,
                 ),
-                final=FinalCheck(
-                    github=github,
-                    store=store,
-                    approvals=approvals,
-                    facts=FactFinder(github),
-                    reviews=reviews,
-                    writer=writer,
-                    audit=audit,
-                ),
+                final=final_check(sandbox, github, store, audit),
                 told=told,
                 repo=repo,
                 number=pull["number"],
@@ -1023,6 +1037,29 @@ async def test_what_was_told_before_the_commit_became_the_bot_s_is_taken_back(tm
                 await place.person("carl").merge(REPO, number)
         # of several the one that was made last would count, whatever was said in another one since
         assert len([one for one in place.sandbox.check_runs(REPO, head) if one["name"] == CHECK_NAME]) == 1
+
+
+@pytest.mark.parametrize(
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
+async def test_two_servers_do_not_look_and_tell_at_the_same_time(tmp_path: Path, database_url: str) -> None:
+    """Else the one that looked before the commit became the bot's would have the last word, and let it pass."""
+    async with world(tmp_path, yaml=FINAL, url=database_url) as place:
+        await place.person("maria").ready(REPO, place.number)
+        pull = await others(place)
+        head = pull["head"]["sha"]
+        faults = place.sandbox.faults
+        faults.add(Fault(method="POST", path="/check-runs", delay=0.3))
+        slow = asyncio.create_task(place.final.update(place.repo, pull["number"], others=True))
+        while faults.waiting:  # until it has looked, and is about to tell
+            await asyncio.sleep(0.01)
+        data = {"sha": head, "force": True}
+        await place.person("carl").request("PATCH", f"/repos/{REPO}/git/refs/heads/{BRANCH}", data)
+        await place.other_server().update(place.repo, place.number)
+        await slow
+        check = await place.check(head)
+        assert check is not None
+        assert (check["status"], check["external_id"]) == ("in_progress", f"approval:{place.number}")
 
 
 async def test_a_commit_that_the_bot_s_pull_request_has_left_keeps_what_it_says(tmp_path: Path) -> None:
