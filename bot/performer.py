@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import structlog
@@ -91,9 +91,16 @@ READ_PERMISSIONS = {"contents": "read"}
 #: Configuration of agent CLIs that a pull request must not bring along: it is taken from the base branch.
 AGENT_FILES = (
     ".claude", "**/.claude/**", ".mcp.json", ".claude.json", "**/CLAUDE.md", "**/CLAUDE.local.md", "**/AGENTS.md",
-    "**/AGENTS.override.md", "**/GEMINI.md", ".gemini", "**/QWEN.md", ".qwen", "opencode.json", "opencode.jsonc",
-    ".opencode", ".codex", ".factory", ".aider*", ".kiro", ".cursor", ".gitmodules", ".husky", ".ripgreprc",
+    "**/AGENTS.override.md", ".agents", "**/.agents/**", ".agent", "**/GEMINI.md", ".gemini", "**/QWEN.md", ".qwen",
+    "opencode.json", "opencode.jsonc", ".opencode", "**/CONTEXT.md", ".codex", ".factory", ".aider*", "CONVENTIONS.md",
+    ".kiro", ".amazonq", ".cursor", ".cursorrules", ".gitmodules", ".husky", ".ripgreprc",
 )  # fmt: skip
+
+
+def agent_files(agent: Agent) -> list[str]:
+    """Those that a pull request must not bring along for ``agent``: pathspecs, as in git's ``:(top,glob)``."""
+    own = [f"**/{PurePosixPath(agent.instruction_file)}"] if agent.instruction_file else []
+    return [*AGENT_FILES, *(pattern for pattern in own if pattern not in AGENT_FILES)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -696,7 +703,7 @@ class _Attempt:
                 "checkout": {
                     "base_sha": job.base_sha,
                     "branch": "work",
-                    "restore": list(AGENT_FILES) if on_pull else [],
+                    "restore": agent_files(self.agent) if on_pull else [],
                     **({"restore_from": await self._base_of_pull(desk)} if on_pull else {}),
                     **({"work": bundle.head} if bundle else {}),
                     "lfs": desk.terms.lfs,
