@@ -195,7 +195,7 @@ class LlmProxy:
             if report.usage is not None:
                 usage = report.usage  # that of a free key has the cost of nothing
                 if not report.free:
-                    usage = price(usage, report.model, self._settings.price_of)
+                    usage = self._priced(usage, report.model, outgoing.model)
                 desk.add_usage(report.model, usage)
                 entry = Entry(
                     terms=desk.terms,
@@ -217,6 +217,14 @@ class LlmProxy:
                 estimated=report.estimated,
                 tries=report.tries,
             )
+
+    def _priced(self, usage: Usage, answered: str, asked: str) -> Usage:
+        """``usage`` with its cost: by the model that answered, or by the one that was asked for.
+
+        Clouds and gateways have names of their own for a model; a budget must not end where those begin.
+        """
+        priced = price(usage, answered, self._settings.price_of)
+        return price(usage, asked, self._settings.price_of) if priced.cost is None else priced
 
     def _remember(self, attempt_id: str, report: Report) -> None:
         now = time.monotonic()

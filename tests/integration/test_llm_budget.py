@@ -196,6 +196,26 @@ async def test_a_model_without_a_price_is_refused_where_there_is_a_budget(ledger
     assert (line.name, line.calls, line.unpriced) == ("unheard-of", 2, 2)
 
 
+async def test_another_name_of_the_model_in_the_answer_leads_around_no_budget(ledger: Ledger) -> None:
+    asked = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(await request.json())
+        usage = {"input_tokens": 100, "output_tokens": 20}
+        return web.json_response({"type": "message", "model": "eu.vendor.scripted-1-v2:0", "usage": usage})
+
+    async with (
+        raw_upstream(answer) as url,
+        front(url, ledger=ledger, terms=TERMS, prices=PRICES, budget_job=0.01) as gate,
+    ):
+        path, body = BODIES["anthropic"]
+        for status in (200, 200, 200, 200, 402):
+            async with gate.post(path, body) as answered:
+                assert answered.status == status
+    assert len(asked) == 4
+    assert await ledger.spent(TERMS, [Scope.job]) == {Scope.job: pytest.approx(4 * COST)}
+
+
 async def test_a_subscription_has_no_budget_and_needs_no_price(ledger: Ledger) -> None:
     async with (
         ScriptedLlm(Script.of([{"text": "hi", "times": "always"}])) as llm,
