@@ -39,8 +39,10 @@ from runners import shim
 MAX_LINES = 5000  # in one post
 MAX_LINE = shim.MAX_LINE + 100  # characters: the shim's limit and its note about what was cut
 MAX_RECORDED = 200 << 20  # bytes of one attempt's events
+REMARKS = "conductor"  # the stream of the shim's own lines, and ours
 FULL = "The output of this attempt is longer than what is kept of it; the rest is dropped."
 MAX_BLOCKED = 1000  # refused connections that are recorded
+FIRST_BLOCKED = 200  # of those, kept for destinations that were not refused before
 MAX_REFUSED = 50  # requests to people, in one turn
 SCAN = 256 * 1024  # bytes read at once from the records
 
@@ -398,7 +400,8 @@ class Desk:
                 first["lines"] = first["lines"][-(first["seq"] - self._seq) :]
             if not self._full:
                 self._record(post)
-            self._sign_at = time.monotonic()
+            if any(event["stream"] != REMARKS for event in post["events"]):
+                self._sign_at = time.monotonic()
             self._seq = previous
         return self._seq
 
@@ -407,7 +410,7 @@ class Desk:
         full = self._size + len(data) > self._max_recorded
         if full:
             seq = post["events"][-1]["seq"]
-            post["events"] = [{"seq": seq, "time": time.time(), "stream": "conductor", "lines": [FULL]}]
+            post["events"] = [{"seq": seq, "time": time.time(), "stream": REMARKS, "lines": [FULL]}]
             data = orjson.dumps(post, option=orjson.OPT_APPEND_NEWLINE)
         try:
             if os.write(self._events, data) != len(data):
@@ -499,8 +502,12 @@ class Desk:
         return found
 
     def add_blocked(self, where: str) -> None:
-        """Count that the container was not let through to ``where`` ("host:port"). At most MAX_BLOCKED are kept."""
-        if sum(self._blocked.values()) < MAX_BLOCKED:
+        """Count that the container was not let through to ``where`` ("host:port"). At most MAX_BLOCKED are kept.
+
+        One that is tried again and again leaves room for others: people must be told of each.
+        """
+        room = MAX_BLOCKED - FIRST_BLOCKED if where in self._blocked else MAX_BLOCKED
+        if sum(self._blocked.values()) < room:
             _append(self.directory / "blocked.jsonl", where)
             self._blocked[where] = self._blocked.get(where, 0) + 1
 

@@ -13,7 +13,7 @@ import pytest
 
 from bot.errors import InfrastructureError
 from bot.model import Usage
-from runners.gateway.desk import FULL, BadMessage, Desk, Event
+from runners.gateway.desk import FIRST_BLOCKED, FULL, MAX_BLOCKED, BadMessage, Desk, Event
 
 TURN: dict[str, Any] = {"number": 1, "command": {"argv": ["x"]}, "timeout": 5}
 
@@ -180,6 +180,29 @@ async def test_events_are_kept_once_whatever_is_sent_again(tmp_path: Path) -> No
     ]
     assert [event.seq for event in await recorded(desk, after=2)] == [3, 4]
     desk.close()
+
+
+async def test_only_what_the_agent_prints_is_a_sign_of_life(tmp_path: Path) -> None:
+    desk = make(tmp_path)
+    before = desk.last_sign
+    # the shim's own remark, for example that a checkpoint failed, once more every few minutes
+    assert desk.take_events(post((1, "A checkpoint failed")).replace(b"stdout", b"conductor")) == 1
+    assert desk.last_sign == before
+    assert desk.take_events(post((2, "hello"))) == 2
+    assert desk.last_sign > before
+    desk.close()
+
+
+def test_a_destination_that_is_tried_again_and_again_does_not_hide_the_next_one(tmp_path: Path) -> None:
+    desk = make(tmp_path)
+    for _ in range(MAX_BLOCKED + 1):
+        desk.add_blocked("busy.example:443")
+    desk.add_blocked("other.example:443")
+    assert desk.blocked == {"busy.example:443": MAX_BLOCKED - FIRST_BLOCKED, "other.example:443": 1}
+    for number in range(MAX_BLOCKED):
+        desk.add_blocked(f"h{number}.example:443")
+    assert sum(desk.blocked.values()) == MAX_BLOCKED
+    assert again(desk).blocked == desk.blocked
 
 
 @pytest.mark.parametrize(
