@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import orjson
 from pydantic import (
@@ -39,7 +39,7 @@ from runners import shim
 MAX_LINES = 5000  # in one post
 MAX_LINE = shim.MAX_LINE + 100  # characters: the shim's limit and its note about what was cut
 MAX_RECORDED = 200 << 20  # bytes of one attempt's events
-REMARKS = "conductor"  # the stream of the shim's own lines, and ours
+REMARKS: Final = "conductor"  # the stream of the shim's own lines, and ours
 FULL = "The output of this attempt is longer than what is kept of it; the rest is dropped."
 MAX_BLOCKED = 1000  # refused connections that are recorded
 FIRST_BLOCKED = 200  # of those, kept for destinations that were not refused before
