@@ -54,7 +54,7 @@ from bot.model import (
 )
 from bot.network import proxy_environment, rules_for
 from bot.ports import Agent, ContainerSpec, Exit, Handle, Runner, Turn
-from bot.progress import Progress
+from bot.progress import Progress, look_while
 from bot.prompts import answer_prompt, go_on_prompt, task_prompt, told_prompt, visible
 from bot.proposals import Proposals
 from bot.publisher import Publisher
@@ -745,20 +745,23 @@ class _Attempt:
         """Read the agent's events as they come; now and then show the last of them and keep its checkpoint."""
         shown: object = ((), None)
         kept, looked = None, time.monotonic()
+
+        async def look() -> None:
+            nonlocal shown, kept, looked
+            told = (self.listener.recent, desk.progress)
+            if told != shown:
+                await self._keep_log()  # first: it fails where a newer attempt owns the job, and its comment
+                self._show(self.listener.recent)
+                shown = told
+            if time.monotonic() - looked > CHECKPOINT_INTERVAL:
+                looked = time.monotonic()
+                newest = await quarantine.head(desk.quarantine, quarantine.CHECKPOINT)
+                if newest != kept and await self.host.keeper.keep_work(self.job, desk, finished=False):
+                    kept = newest
+
         listening = asyncio.create_task(self.listener.listen(desk, desk.turns_given))
         try:
-            while not listening.done():
-                await asyncio.wait((listening,), timeout=PROGRESS_INTERVAL)
-                told = (self.listener.recent, desk.progress)
-                if told != shown and not listening.done():
-                    shown = told
-                    self._show(self.listener.recent)
-                    await self._keep_log()
-                if time.monotonic() - looked > CHECKPOINT_INTERVAL:
-                    looked = time.monotonic()
-                    newest = await quarantine.head(desk.quarantine, quarantine.CHECKPOINT)
-                    if newest != kept and await self.host.keeper.keep_work(self.job, desk, finished=False):
-                        kept = newest
+            await look_while(listening, look, every=PROGRESS_INTERVAL)
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)

@@ -6,14 +6,33 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 
-from bot.errors import ConductorError
+from bot.errors import ConductorError, InfrastructureError
 
 log = structlog.get_logger(__name__)
 
 CLOSE_TIMEOUT = 30.0  # seconds for a report that is under way
 
 Report = Callable[[], Awaitable[object]]
+
+_AWAY = (SQLAlchemyError, OSError)  # the database, or our own disk
+
+
+async def look_while(running: asyncio.Future[None], look: Report, *, every: float) -> None:
+    """Call ``look`` every so many seconds, as long as ``running`` is not done.
+
+    What it depends on may be away for a while: then the next look is tried. Raises what else it raises, such as
+    StaleAttempt.
+    """
+    while True:
+        await asyncio.wait((running,), timeout=every)
+        if running.done():
+            return
+        try:
+            await look()
+        except (InfrastructureError, *_AWAY) as error:
+            log.warning("a look at an agent's progress failed", error=str(error).split("\n")[0])
 
 
 class Progress:
@@ -36,8 +55,8 @@ class Progress:
             report = self._waiting.pop(kind)
             try:
                 await report()
-            except ConductorError as error:
-                log.warning("not reported", kind=kind, error=str(error))
+            except (ConductorError, *_AWAY) as error:
+                log.warning("not reported", kind=kind, error=str(error).split("\n")[0])
 
     async def close(self, *drop: str) -> None:
         """Return when nothing more will be told: what comes next must not be overtaken by what was before.

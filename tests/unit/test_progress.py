@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from bot.errors import InfrastructureError
-from bot.progress import Progress
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from bot.errors import InfrastructureError, StaleAttempt
+from bot.progress import Progress, look_while
+
+AWAY = OperationalError("UPDATE jobs", {}, ConnectionError("gone"))
 
 
 async def test_only_the_newest_of_a_kind_is_told_and_nothing_after_the_end() -> None:
@@ -44,11 +49,38 @@ async def test_a_report_that_fails_does_not_stop_the_others() -> None:
     async def fails() -> None:
         raise InfrastructureError("GitHub is away.")
 
+    async def fails_too() -> None:
+        raise AWAY
+
     async def works() -> None:
         told.append("works")
 
     progress = Progress()
     progress.tell("a", fails)
+    progress.tell("c", fails_too)
     progress.tell("b", works)
     await progress.close()
     assert told == ["works"]
+
+
+async def test_a_database_that_is_away_for_a_while_does_not_end_the_looks() -> None:
+    running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    troubles: list[Exception | None] = [AWAY, InfrastructureError("The disk is full."), OSError("torn"), None]
+
+    async def look() -> None:
+        trouble = troubles.pop(0)
+        if trouble is not None:
+            raise trouble
+        running.set_result(None)
+
+    async with asyncio.timeout(10):
+        await look_while(running, look, every=0.001)
+    assert troubles == []
+
+
+async def test_an_attempt_that_lost_its_job_looks_no_more() -> None:
+    async def look() -> None:
+        raise StaleAttempt("A newer attempt owns the job.")
+
+    with pytest.raises(StaleAttempt):
+        await look_while(asyncio.get_running_loop().create_future(), look, every=0.001)
