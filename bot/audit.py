@@ -6,6 +6,7 @@ Any number of processes append at once: each transaction first takes the row of 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pwd
@@ -37,8 +38,9 @@ from bot.config import Settings
 from bot.database import redacted_url
 from bot.errors import InfrastructureError
 from bot.github_auth import InstallationToken, Scope
-from bot.model import Actor, Job, Repo
+from bot.model import KEPT_JOB, KEPT_PROFILE, Actor, Job, Repo
 from bot.policy import Decision
+from bot.profiles import kept
 from bot.reasons import Reason, as_data
 from bot.redact import Redactor
 from bot.schema import audit, audit_head
@@ -195,7 +197,11 @@ class Audit:
                 "retry_of": job.retry_of,
                 "asked": job.instructions,
                 "left_out": list(job.left_out),
-                "config": dict(job.config),
+                "profile": _profile(job),
+                "named": job.named.name if job.named else None,
+                "config": {
+                    key: value for key, value in job.config.items() if key not in (KEPT_PROFILE, KEPT_JOB)
+                },
             },
             connection=connection,
         )
@@ -367,6 +373,15 @@ def operator() -> str:
 def moment(at: datetime) -> str:
     """A moment as it is written: UTC with microseconds, so that texts sort as moments do."""
     return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _profile(job: Job) -> dict[str, Any] | None:
+    """Which profile it has: the hash tells which version of the file."""
+    profile = kept(job)
+    if profile is None:
+        return None
+    digest = hashlib.sha256(profile.text.encode()).hexdigest()
+    return {"name": profile.name, "bundled": profile.bundled, "asked": profile.asked, "sha256": digest}
 
 
 def _where(wanted: Wanted) -> list[ColumnElement[bool]]:

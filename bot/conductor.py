@@ -39,6 +39,8 @@ from bot.model import (
     Trigger,
     job_id_for,
 )
+from bot.named_jobs import CannotStart, listing, request_for, with_needs
+from bot.named_jobs import keep as keep_named
 from bot.outsiders import task_text
 from bot.policy import (
     PERSON,
@@ -56,10 +58,11 @@ from bot.policy import (
     once,
     throttle,
 )
+from bot.profiles import asked_for, keep
 from bot.reasons import all_of
 from bot.render import render, waiting_words
 from bot.repo_config import PATH as CONFIG_PATH
-from bot.repo_config import RepoConfig, dump
+from bot.repo_config import RepoConfig, RepoConfigError, dump
 from bot.repo_config import of as config_of
 from bot.report import Reporter
 from bot.scheduling import Scheduler
@@ -114,13 +117,15 @@ class Conductor:
         fresh = False
         if job is None:
             facts = await self._facts.about(request, is_open=is_open)
+            facts = _of_named_job(facts, request)
             facts = dataclasses.replace(
                 facts,
                 unserved=await self.store.unserved(facts.config.needs),
                 config_problem=facts.config_problem or self._not_offered(facts.config),
                 planned=await self._planned(request.repo, request.number),
             )
-            choice = choose(self.rules, facts.config, request)
+            facts = await self._facts.with_profile(request, facts)
+            choice = choose(self.rules, facts.config, request, facts.profile)
             decision = decide(
                 self.rules, facts, agent=choice.agent, timeout=request.timeout, base=request.base
             )
@@ -164,6 +169,27 @@ class Conductor:
         # also when it runs already: the process before us may have died in between
         await self._best_effort(self.reporter.acknowledge(job), job)
         return job
+
+    async def named_job(self, request: Request, name: str, words: str, *, ordinal: int = 0) -> Request | None:
+        """What is asked for by `/agent job NAME` and ``words``: ``request`` as that job; "": the jobs are listed.
+
+        Returns None when the asker was told why nothing comes of it.
+        """
+        if not await self.allowed(request.repo, request.number, request.trigger):
+            return None
+        if await self.store.job(self.job_id(request.trigger, ordinal)) is not None:
+            return request  # a repeated trigger: whatever the definition is by now
+        try:
+            config = await self._facts.repo_config(request.repo)
+            text = listing(config)
+            if name:
+                return request_for(name, config, request, words)
+        except ConductorError as error:
+            if not isinstance(error, RepoConfigError | CannotStart):
+                raise
+            text = str(error)
+        await self.reporter.reply(request.repo, request.number, request.trigger, text, ordinal=ordinal)
+        return None
 
     async def cancel(
         self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0, silent: bool = False
@@ -314,6 +340,8 @@ class Conductor:
                 approval_id=approval_id,
                 left_out=tuple(last.left_out),
                 judged=True,
+                profile=asked_for(last),
+                named=last.named,
             ),
             ordinal=ordinal,
         )
@@ -542,6 +570,20 @@ def _may_be_used(plan: Approval | None, last: Job) -> bool:
     return not did_not_hold and not pushed
 
 
+def _of_named_job(facts: Facts, request: Request) -> Facts:
+    """With what the host of a named job must have, and why it cannot be started at all."""
+    try:
+        facts = dataclasses.replace(facts, config=with_needs(facts.config, request.named))
+        if request.named is not None and request.named.steps and kind_for(facts, request) is not request.kind:
+            raise CannotStart(
+                "A plan must be approved first here, and steps that run without a model have none to approve.",
+                "Give the job a `prompt` in place of its `steps`.",
+            )
+    except CannotStart as error:
+        return dataclasses.replace(facts, config_problem=facts.config_problem or str(error))
+    return facts
+
+
 def _new_job(job_id: str, request: Request, choice: Choice, facts: Facts) -> Job:
     return Job(
         id=job_id,
@@ -559,7 +601,11 @@ def _new_job(job_id: str, request: Request, choice: Choice, facts: Facts) -> Job
         retry_of=request.retry_of,
         state=JobState.queued,
         created_at=datetime.now(UTC),
-        config=dump(facts.config),
+        config={
+            **dump(facts.config),
+            **(keep(facts.profile) if facts.profile is not None else {}),
+            **(keep_named(request.named) if request.named is not None else {}),
+        },
         queue=queue_name(facts.config.needs),
         priority=PERSON,
         budget=request.budget,

@@ -17,7 +17,11 @@ from bot.github import GitHub, path
 from bot.github_errors import Forbidden, NotFound
 from bot.model import Actor, Repo, Request, TargetKind
 from bot.people import PeopleFinder
-from bot.policy import Facts
+from bot.policy import Facts, authorize, kind_for
+from bot.profiles import FOLDER as PROFILES
+from bot.profiles import NONE as NO_PROFILE
+from bot.profiles import Profile, ProfileError, UnknownProfile, bundled_profile, find, name_of
+from bot.profiles import read as read_profile
 from bot.repo_config import MAX_BYTES, RepoConfig, RepoConfigError, parse
 from bot.repo_config import PATH as CONFIG_PATH
 from bot.repo_layers import ORGANISATION_REPOSITORY, ServerRules, merge, under
@@ -141,6 +145,67 @@ class FactFinder:
             facts = _with(facts, standing)
         return facts
 
+    async def with_profile(self, request: Request, facts: Facts) -> Facts:
+        """With the profile that a job for ``request`` has: the one that is asked for, else the repository's usual one.
+
+        For somebody who may not command us nothing is read.
+        """
+        if not authorize(facts).allowed or facts.config_problem:
+            return facts
+        name = request.profile or facts.config.profile.usual(kind_for(facts, request))
+        if name is None:
+            return facts
+        try:
+            profile = await self.profile(request.repo, name)
+        except (ProfileError, UnknownProfile) as error:
+            return dataclasses.replace(facts, profile_problem=str(error))
+        return dataclasses.replace(
+            facts, profile=dataclasses.replace(profile, asked=request.profile is not None)
+        )
+
+    async def profile(self, repo: Repo, name: str) -> Profile:
+        """The profile ``name``: the repository's own on its default branch, else the bundled one.
+
+        Raises ProfileError when its file cannot be used, UnknownProfile when there is none.
+        """
+        if name.lower() == NO_PROFILE:
+            return Profile(name=NO_PROFILE, text="")
+        paths = await self.profile_paths(repo)
+        found = find(name, paths)  # a path that GitHub told: a name of somebody's is never part of one
+        if found is not None:
+            text = await self.profile_text(repo, found)
+            return read_profile(text, name_of(found) or name, path=found)[0]
+        profile = bundled_profile(name)
+        if profile is None:
+            raise UnknownProfile(name, [name_of(path) or "" for path in paths])
+        return profile
+
+    async def profile_paths(self, repo: Repo, sha: str | None = None) -> list[str]:
+        """The files of the repository's own profiles, on the default branch or at a commit.
+
+        https://docs.github.com/en/rest/repos/contents#get-repository-content lists 1000 entries of a folder at most.
+        """
+        try:
+            listed = await self._content(repo, PROFILES, sha)
+        except NotFound:
+            return []
+        entries = listed if isinstance(listed, list) else []
+        return [
+            path
+            for entry in entries
+            # a link may point anywhere
+            if entry.get("type") == "file" and name_of(path := str(entry["path"])) is not None
+        ]
+
+    async def profile_text(self, repo: Repo, file: str, sha: str | None = None) -> str:
+        """The text of a profile's file, on the default branch or at a commit. Raises ProfileError: it is no text."""
+        try:
+            return text_of(await self._content(repo, file, sha))
+        except RepoConfigError as error:
+            raise ProfileError(file, error.problems) from error
+        except NotFound as error:
+            raise ProfileError(file, [Problem("it is not there any more", 1, 1)]) from error
+
     async def changed_paths(self, repo: Repo, number: int) -> tuple[tuple[str, ...], bool]:
         """What a pull request changes, also the old names of what it renames, and whether that is all.
 
@@ -181,16 +246,20 @@ class FactFinder:
         Raises RepoConfigError when it is no plain text.
         """
         try:
-            url = path(
-                "/repos/{owner}/{repo}/contents/{+file}",
-                {"ref": sha},
-                owner=repo.owner,
-                repo=repo.name,
-                file=CONFIG_PATH,
-            )
-            return text_of(await self._github.reader(repo.installation_id).getitem(url))
+            return text_of(await self._content(repo, CONFIG_PATH, sha))
         except NotFound:
             return None
+
+    async def _content(self, repo: Repo, file: str, sha: str | None) -> Any:
+        """A file, or the list of a folder, at a commit; without one on the default branch."""
+        url = path(
+            "/repos/{owner}/{repo}/contents/{+file}",
+            {"ref": sha} if sha else None,
+            owner=repo.owner,
+            repo=repo.name,
+            file=file,
+        )
+        return await self._github.reader(repo.installation_id).getitem(url)
 
     async def with_default(self, repo: Repo, own: RepoConfig) -> RepoConfig:
         """What would count if ``own`` stood on the default branch. Raises RepoConfigError as repo_config does."""
@@ -223,7 +292,7 @@ class FactFinder:
         """The text of the file on the default branch; None when there is none, or no such repository for us."""
         try:
             # without a ref GitHub reads the default branch, which others cannot push to by a pull request
-            return text_of(await self._get(repo, "/contents/{+file}", file=CONFIG_PATH))
+            return text_of(await self._content(repo, CONFIG_PATH, None))
         except NotFound:
             return None
 

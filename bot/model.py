@@ -149,6 +149,20 @@ class Trigger:
     thread: int | None = None  # an inline one's: the first comment there, which answers go to
 
 
+#: Keys of a job's ``config`` for what was chosen when it was accepted: no configuration file can hold them.
+KEPT_PROFILE = "$profile"
+KEPT_JOB = "$job"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedJob:
+    """A job of the repository's own list (``jobs`` in its configuration) that somebody started."""
+
+    name: str
+    needs: tuple[str, ...] = ()  # capabilities of its host, besides the repository's
+    steps: bool = False  # its instructions are scripts for the agent that has no model
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What somebody asks for, before anything was decided."""
@@ -174,6 +188,8 @@ class Request:
     head_sha: str | None = None  # of the pull request when it was asked for, where the event tells
     asked_at: datetime | None = None  # by GitHub's clock, where the event tells
     judged: bool = False  # title and body are another job's: whose words may be read was decided then
+    profile: str | None = None  # None: the repository's usual one; "none": without
+    named: NamedJob | None = None
 
     def evolve(self, **changes: Any) -> Request:
         """A copy with ``changes``."""
@@ -262,6 +278,22 @@ class Job:
     def own_branch(self) -> bool:
         """Whether its branch is a new one of ours, with a pull request of its own: not a pull request's from here."""
         return self.target is TargetKind.issue or self.fork
+
+    @property
+    def profile(self) -> str:
+        """The name of its profile, "" without one. ``bot.profiles.kept`` has the whole."""
+        return str(self.config.get(KEPT_PROFILE, {}).get("name", ""))
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """The keys of its profile's front matter that do nothing here: whoever wrote them may count on them."""
+        return tuple(self.config.get(KEPT_PROFILE, {}).get("unused", ()))
+
+    @property
+    def named(self) -> NamedJob | None:
+        """The named job that it is, if any."""
+        kept = self.config.get(KEPT_JOB)
+        return None if kept is None else NamedJob(**kept | {"needs": tuple(kept["needs"])})
 
     def evolve(self, **changes: Any) -> Job:
         """A copy with ``changes``."""

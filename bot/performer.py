@@ -55,7 +55,7 @@ from bot.model import (
 from bot.network import proxy_environment, rules_for
 from bot.ports import Agent, ContainerSpec, Exit, Handle, Runner, Turn
 from bot.progress import Progress, look_while
-from bot.prompts import answer_prompt, go_on_prompt, task_prompt, told_prompt, visible
+from bot.prompts import answer_prompt, bare_prompt, go_on_prompt, task_prompt, told_prompt
 from bot.proposals import Proposals
 from bot.publisher import Publisher
 from bot.redact import Redactor
@@ -723,8 +723,7 @@ class _Attempt:
         job, may_ask = self.job, bool(self.agent.session_paths)
         tools = may_ask and self.agent.tools
         if self.agent.llm is None:
-            # without a model there is nobody to instruct: the agent gets what people wrote, and only that
-            return visible(job.instructions) or visible(job.body)
+            return bare_prompt(job)
         answered = job.answer is not None
         if answered and resumes:
             return answer_prompt(job)

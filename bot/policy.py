@@ -8,6 +8,7 @@ from typing import Self
 
 from bot.config import Settings
 from bot.model import Actor, Job, JobKind, Request, TargetKind
+from bot.profiles import Profile
 from bot.protected import matching
 from bot.reasons import Reason, all_of, any_of, refusals
 from bot.repo_config import PATH as CONFIG_PATH
@@ -41,6 +42,8 @@ class Facts:
     fork_moved: bool = False  # it was, or may have been, pushed to since this was asked for
     config: RepoConfig = field(default_factory=RepoConfig)  # of the default branch
     config_problem: str = ""  # why that could not be used
+    profile: Profile | None = None  # of the default branch, or bundled
+    profile_problem: str = ""  # why there is none, though one is wanted
     unserved: tuple[str, ...] = ()  # capabilities it asks for that no worker host has
     labels: tuple[str, ...] = ()  # of the issue or pull request
     paths: tuple[str, ...] = ()  # that the pull request changes, where anybody needs to know
@@ -254,12 +257,14 @@ def _touched(rule: PlanRule, facts: Facts) -> list[Reason]:
     return [Reason(question="does it change paths that need one", ok=ok, said=said)]
 
 
-def choose(rules: Rules, config: RepoConfig, request: Request) -> Choice:
-    """What is used for ``request`` in a repository with ``config``."""
+def choose(rules: Rules, config: RepoConfig, request: Request, profile: Profile | None = None) -> Choice:
+    """What is used for ``request`` in a repository with ``config``, with the job's ``profile``."""
     usual = config.agent or rules.default_agent
-    agent = request.agent or usual
-    # a model fits its own agent only: the repository's is for the repository's agent
-    model = request.model or (config.model if agent == usual else None) or rules.models.get(agent)
+    own = (profile.agent or usual, profile.model) if profile is not None else (usual, None)
+    agent = request.agent or own[0]
+    # a model fits its own agent only: the repository's is for the repository's agent, a profile's for the profile's
+    fitting = [model for whose, model in (own, (usual, config.model)) if whose == agent and model]
+    model = request.model or next(iter(fitting), None) or rules.models.get(agent)
     longest = longest_of(rules, config)
     timeout = request.timeout or request.usual_timeout or longest
     return Choice(agent=agent, model=model, timeout=min(timeout, longest))
@@ -347,14 +352,19 @@ def decide(
             said=facts.config_problem,
         ),
         Reason(
+            question="is there such a profile",
+            ok=not facts.profile_problem,
+            said=facts.profile_problem,
+        ),
+        Reason(
             question="is there a host for it",
             ok=not facts.unserved,
             said=f"No worker host serves {unserved}, which `{CONFIG_PATH}` asks for under `needs`.",
         ),
         Reason(
             question="is the agent offered",
-            # without a usable configuration nobody knows which agent is meant
-            ok=agent in usable or bool(facts.config_problem),
+            # without a usable configuration or profile nobody knows which agent is meant
+            ok=agent in usable or bool(facts.config_problem or facts.profile_problem),
             said=f"The agent `{agent}` is not offered here; there are {names}.",
         ),
         Reason(

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from bot.model import Approval, Job, JobKind, TargetKind
+from bot.profiles import Profile, kept
 from bot.render import render
 
 MAX_TEXT = 100_000
@@ -40,10 +41,11 @@ def task_prompt(job: Job, *, may_ask: bool = False, tools: bool = False) -> str:
 
     ``may_ask``: its agent can go on after a person's answer; ``tools``: it has the tools of the gateway's MCP server.
     """
+    profile = profile_part(kept(job))
     title, body = visible(job.title), visible(job.body)
     # derived from the text: the text cannot contain the line that ends it
     fence = "=====" + hashlib.sha256(f"{title}\0{body}".encode()).hexdigest()[:16]
-    return render(
+    return profile + render(
         _TEMPLATES[job.kind],
         limit=4 * MAX_TEXT,
         repo=job.repo.full_name,
@@ -57,6 +59,26 @@ def task_prompt(job: Job, *, may_ask: bool = False, tools: bool = False) -> str:
         tools=tools,
         base=job.base or "",
     )
+
+
+def bare_prompt(job: Job) -> str:
+    """What an agent without a model gets: nobody is there to instruct, so it is what people wrote, and only that."""
+    if job.named is not None and job.named.steps:
+        return job.instructions  # the repository's own scripts, as they are written
+    return visible(job.instructions) or visible(job.body)
+
+
+def profile_part(profile: Profile | None) -> str:
+    """What stands before a task of somebody with a profile.
+
+    Every line is quoted: so nothing in it ends the part, and a code block in it is no step (bot.steps).
+    """
+    text = visible(profile.text) if profile is not None else ""
+    if profile is None or not text:
+        return ""
+    quoted = "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
+    # an empty line ends a quotation: https://spec.commonmark.org/0.31.2/#block-quotes
+    return render("prompts/profile.md.j2", limit=4 * MAX_TEXT, name=profile.name, quoted=quoted) + "\n"
 
 
 def told_prompt(said: Sequence[tuple[str, str]]) -> str:

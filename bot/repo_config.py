@@ -6,15 +6,31 @@ accepted and kept with the job, so that a change in between changes nothing that
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from bot.errors import ConductorError
-from bot.model import Job
+from bot.model import KEPT_JOB, KEPT_PROFILE, Job
 from bot.network import parse_rule
-from bot.repo_rules import ApprovalsConfig, Duration, FixConfig, Section, WhoConfig
+from bot.repo_rules import (
+    ApprovalsConfig,
+    Duration,
+    FixConfig,
+    ProfileName,
+    ProfilesConfig,
+    Section,
+    WhoConfig,
+)
 from bot.yaml_text import BadText, Document, Problem
 
 PATH = ".github/conductor.yml"
@@ -22,12 +38,24 @@ MAX_BYTES = 64 * 1024
 _SIZE = r"^[1-9]\d{0,5}[kmg]$"
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_.+-]{0,60}[a-z0-9+])?$")]
-#: Six of them, joined by "+", fit into the column that a claim compares.
+#: So many of them, joined by "+", fit into the column that a claim compares.
+MAX_NEEDS = 6
 Capability = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9_.-]{0,28}[a-z0-9])?$")]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00]*$")]
 Argument = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00]*$")]  # may be empty
+Script = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"^[^\x00]*$")]
 #: Any spelling that people use; bot.capabilities knows the one that we use.
 CapabilityName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.+@:=-]{0,60}$")]
+#: What may stand in the prompt of a named job, in double braces.
+PLACEHOLDERS = ("text", "repo", "number")
+PLACEHOLDER = re.compile(r"\{\{[ \t]*([a-z_]+)[ \t]*\}\}")
+#: The agent that runs steps, without a model.
+STEPS_AGENT = "shell"
+
+
+def placeholders_in(text: str) -> list[str]:
+    """The names in double braces in ``text``, in order."""
+    return PLACEHOLDER.findall(text)
 
 
 class RepoConfigError(ConductorError):
@@ -118,13 +146,56 @@ class CheckoutConfig(Section):
     submodules: bool = False
 
 
+class JobDefinition(Section):
+    """A job that people start by its name: `/agent job NAME`. What a command says counts more."""
+
+    description: str = Field("", max_length=200, description="one line for the list of `/agent job`")
+    kind: Literal["task", "plan", "review", "fix", "ask"] = "task"
+    prompt: str = Field(
+        "",
+        max_length=20_000,
+        description="what is to be done; may hold {{ text }} (the words of the command), {{ repo }}, {{ number }}",
+    )
+    steps: tuple[Script, ...] = Field(
+        (), max_length=50, description="shell scripts that the agent `shell` runs in order, without a model"
+    )
+    agent: Name | None = None
+    model: Line | None = None
+    profile: ProfileName | None = None
+    timeout: Duration | None = Field(None, ge=10, le=86400, description="seconds, or 90s, 30m, 2h")
+    budget: float | None = Field(None, gt=0, description="US dollars")
+    base: Line | None = Field(None, description="the branch to start from, on issues")
+    needs: tuple[Capability, ...] = Field(
+        (), max_length=MAX_NEEDS, description="besides the `needs` of all jobs"
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _placeholders(cls, value: str) -> str:
+        unknown = [name for name in placeholders_in(value) if name not in PLACEHOLDERS]
+        if unknown:
+            known = ", ".join(f"{{{{ {name} }}}}" for name in PLACEHOLDERS)
+            raise ValueError(f"{{{{ {unknown[0]} }}}} is no placeholder; there are {known}")
+        return value
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if self.steps and self.prompt:
+            raise ValueError("has `prompt` or `steps`, not both")
+        if self.steps and self.agent not in (None, STEPS_AGENT):
+            raise ValueError(f"`steps` are run by the agent `{STEPS_AGENT}`; leave `agent` out")
+        if self.steps and self.kind not in ("task", "ask"):
+            raise ValueError("`steps` are for the kinds task and ask")
+        return self
+
+
 class RepoConfig(Section):
     """The whole file."""
 
     agent: Name | None = None
     model: Line | None = None
     needs: tuple[Capability, ...] = Field(
-        (), max_length=6, description="what the worker host must have, e.g. gpu"
+        (), max_length=MAX_NEEDS, description="what the worker host must have, e.g. gpu"
     )
     image: ImageConfig = ImageConfig()
     services: dict[Name, ServiceConfig] = Field(default_factory=dict, max_length=10)
@@ -145,6 +216,20 @@ class RepoConfig(Section):
         "endorsed",
         description="an outsider's issue on a public repository is read when the label is set, or never",
     )
+    profile: ProfilesConfig = Field(
+        ProfilesConfig(), description="a name for all jobs, or {review: reviewer, fix: bug-fixer, …}"
+    )
+    jobs: dict[Name, JobDefinition] = Field(
+        default_factory=dict, max_length=50, description="what `/agent job NAME` starts"
+    )
+
+    @field_validator("jobs")
+    @classmethod
+    def _needs_fit(cls, value: dict[str, JobDefinition], info: ValidationInfo) -> dict[str, JobDefinition]:
+        for name, job in value.items():
+            if len({*info.data.get("needs", ()), *job.needs}) > MAX_NEEDS:
+                raise ValueError(f"{name} has more than {MAX_NEEDS} `needs` together with those of all jobs")
+        return value
 
 
 def parse(text: str) -> RepoConfig:
@@ -166,9 +251,10 @@ def read(text: str) -> tuple[RepoConfig, Document]:
 
 def of(job: Job) -> RepoConfig:
     """The configuration as it stood when ``job`` was accepted."""
-    return RepoConfig.model_validate(dict(job.config))
+    kept = {key: value for key, value in job.config.items() if key not in (KEPT_PROFILE, KEPT_JOB)}
+    return RepoConfig.model_validate(kept)
 
 
 def dump(config: RepoConfig) -> Mapping[str, Any]:
-    """What is kept with a job: only what differs from the defaults."""
-    return config.model_dump(mode="json", exclude_defaults=True)
+    """What is kept with a job: only what differs from the defaults, and no other jobs that might be started."""
+    return config.model_dump(mode="json", exclude_defaults=True, exclude={"jobs"})

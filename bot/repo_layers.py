@@ -70,7 +70,7 @@ def merge(organisation: RepoConfig, own: RepoConfig) -> RepoConfig:
     - protected paths, and the labels and paths that need a plan, add up;
     - of two limits, budgets or numbers of attempts the lower counts; of two numbers of approvals, and of two
       permissions that people need, the higher; ``plan: always`` and ``never`` of either stay;
-    - a group of people that names anybody replaces the organisation's as one.
+    - a group of people that names anybody, and a named job, replaces the organisation's as one.
 
     Raises RepoConfigError when both together are too much.
     """
@@ -79,6 +79,8 @@ def merge(organisation: RepoConfig, own: RepoConfig) -> RepoConfig:
         if any(key in over.get(section, {}).get(name, {}) for key in _MEMBERS):
             for key in _MEMBERS:
                 under.get(section, {}).get(name, {}).pop(key, None)
+    for name in over.get("jobs", {}):
+        under.get("jobs", {}).pop(name, None)
     merged = _deep(under, over)
     for key, lower in (
         ("limits", _lower_limit),

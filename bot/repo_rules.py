@@ -25,6 +25,9 @@ Team = Annotated[
     str,
     StringConstraints(pattern=r"^(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,38})/)?[A-Za-z0-9_][A-Za-z0-9._-]{0,98}$"),
 ]
+#: Of a profile: a file's name without `.md`, and never a path.
+_PROFILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
+ProfileName = Annotated[str, StringConstraints(pattern=rf"^{_PROFILE_NAME.pattern}$")]
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=50)]
 PathPattern = Annotated[str, StringConstraints(min_length=1, max_length=2000, pattern=r"^[^\x00]*$")]
 Permission = Literal["write", "maintain", "admin"]
@@ -109,3 +112,32 @@ class FixConfig(Section):
     automatic: bool = Field(False, description="start without being asked")
     attempts: int = Field(3, ge=1, le=10, description="in a row, until a person has a look")
     settle: Duration = Field(120, ge=10, le=3600, description="how long after the last check: 2m")
+
+
+class ProfilesConfig(Section):
+    """The profile that a job of each kind has when nobody names one: one name for all, or one for each kind."""
+
+    task: ProfileName | None = None
+    plan: ProfileName | None = None
+    review: ProfileName | None = None
+    fix: ProfileName | None = None
+    ask: ProfileName | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _word(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not is_profile_name(value):
+            raise ValueError("must be the name of a profile, or a mapping of kinds of jobs to names")
+        return dict.fromkeys(cls.model_fields, value)
+
+    def usual(self, kind: str) -> str | None:
+        """The one for a job of ``kind``; None when there is none."""
+        found: str | None = getattr(self, kind, None)
+        return found
+
+
+def is_profile_name(text: str) -> bool:
+    """Whether a profile may have this name."""
+    return _PROFILE_NAME.fullmatch(text) is not None

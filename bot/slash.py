@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from markdown_it import MarkdownIt
 
 from bot.model import JobKind
+from bot.repo_rules import is_profile_name
 
 PREFIX = "/agent"
 MAX_TEXT = 60_000
 _COMMAND = re.compile(r"^/agent(?=\s|$)[ \t]*(.*)$")
+_JOB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,61}")
 _NOT_COMMANDS = frozenset({"fence", "code_block", "blockquote_open", "html_block"})
-#: Words of the grammar that this version does not serve: they must not be taken for the text of a `run`,
-#: which would change code where somebody asked for, say, a plan.
-RESERVED = frozenset({"job"})
 #: Words that nobody can approve with: the answer says where to click.
 DECISIONS = frozenset({"approve", "deny", "reject"})
 #: Commands that start a job, by the kind of job that they start.
@@ -83,6 +82,11 @@ COMMANDS: Mapping[str, CommandHelp] = {
             description="answer a question about the code; changes nothing",
         ),
         CommandHelp(
+            name="job",
+            usage="/agent job [NAME] [options] [TEXT]",
+            description="start a job that this repository has given a name; without one: list them",
+        ),
+        CommandHelp(
             name="tell",
             usage="/agent tell TEXT",
             description="say something to the agent that works here; it reads it when its turn ends",
@@ -120,6 +124,11 @@ OPTIONS: Mapping[str, Option] = {
             value="DOLLARS",
             description="what the job may cost: 2.50; also of `retry`, `resume`",
         ),
+        Option(
+            name="profile",
+            value="NAME",
+            description="how it is to be done: a profile of the repository, or a bundled one; `none`: without",
+        ),
         Option(name="base", value="BRANCH", description="start from this branch (issues only)"),
     )
 }
@@ -142,6 +151,7 @@ class Command:
 
     name: str  # a key of COMMANDS, or "decide" (nobody can, in a comment), or "" with a problem
     text: str = ""
+    job: str = ""  # of `job`: which one; "": list them
     options: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
 
@@ -188,8 +198,6 @@ def _parse(first: str, more: str) -> Command:
         return Command(name="decide")
     if word in COMMANDS:
         name, first = word, words[1] if len(words) > 1 else ""
-    elif word in RESERVED:
-        return Command(name="", problem=f"`{PREFIX} {word}` is not available in this version.")
     elif re.fullmatch(r"[A-Za-z][\w-]*", first) and not more.strip():
         # one lonely word is no task: most likely a mistyped command
         near = difflib.get_close_matches(first.lower(), COMMANDS, n=1)
@@ -199,6 +207,14 @@ def _parse(first: str, more: str) -> Command:
         name = "help"
     else:
         name = "run"
+    job = ""
+    if name == "job":
+        job, first = _value(first)
+        if not job and more.strip():
+            return Command(name="", problem=f"Name the job in the same line: `{COMMANDS[name].usage}`.")
+        if job and not _JOB_NAME.fullmatch(job):
+            said = f"Name the job first: `{COMMANDS[name].usage}`."
+            return Command(name="", problem=f"{said} `{PREFIX} job` lists them.")
     options: dict[str, str] = {}
     while match := re.match(r"--([a-z]+)(?:=|\s+|$)", first):
         option = match[1]
@@ -218,13 +234,15 @@ def _parse(first: str, more: str) -> Command:
         return Command(name="", problem="`--timeout` needs a time such as `90s`, `30m` or `2h`.")
     if "budget" in options and parse_dollars(options["budget"]) is None:
         return Command(name="", problem="`--budget` needs US dollars such as `2.50` or `$10`.")
-    if name not in KINDS and set(options) - _ALSO_OF.get(name, frozenset()):
+    if "profile" in options and not is_profile_name(options["profile"]):
+        return Command(name="", problem="`--profile` needs a name such as `reviewer`, and no path.")
+    if name not in KINDS and name != "job" and set(options) - _ALSO_OF.get(name, frozenset()):
         known = " and ".join(f"`--{option}`" for option in sorted(_ALSO_OF.get(name, ())))
         takes = f"only the options {known}" if known else "no options"
         return Command(name="", problem=f"`{PREFIX} {name}` takes {takes}.")
     if name in _NEED_TEXT and not text:
         return Command(name="", problem=f"{_NEED_TEXT[name]}: `{COMMANDS[name].usage}`.")
-    return Command(name=name, text=text, options=options)
+    return Command(name=name, text=text, job=job.lower(), options=options)
 
 
 def _value(text: str) -> tuple[str, str]:
@@ -260,7 +278,7 @@ def help_table() -> str:
             "|---|---|",
             *rows,
             "",
-            "| option of `run`, `plan`, `review`, `fix` and `ask` | meaning |",
+            "| option of `run`, `plan`, `review`, `fix`, `ask` and `job` | meaning |",
             "|---|---|",
             *options,
         ]

@@ -78,7 +78,7 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
     repo, number = event.repo, event.number
     if command.problem:
         await bot.conductor.help(repo, number, trigger, problem=command.problem, ordinal=ordinal)
-    elif (kind := KINDS.get(command.name)) is not None:
+    elif command.name in KINDS or command.name == "job":
         asked = await _asked(command, event, bot)
         request = Request(
             repo=repo,
@@ -94,17 +94,17 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
             timeout=command.timeout,
             budget=command.budget,
             base=command.options.get("base"),
-            kind=kind,
+            profile=command.options.get("profile"),
+            kind=KINDS.get(command.name, JobKind.task),
             head_sha=event.head_sha,
             asked_at=event.comment.written_at if event.comment else None,
         )
-        if kind is JobKind.review and event.target is TargetKind.issue:
-            problem = "An issue has no diff to review. Write `/agent review` in a pull request."
-            await bot.conductor.help(repo, number, trigger, problem=problem, ordinal=ordinal)
-        elif kind is JobKind.fix:
-            await bot.dialogue.fix(request, ordinal=ordinal, is_open=event.open)
-        else:
-            await bot.conductor.submit(request, ordinal=ordinal, is_open=event.open)
+        if command.name == "job":
+            named = await bot.conductor.named_job(request, command.job, command.text, ordinal=ordinal)
+            if named is None:
+                return
+            request = named
+        await _start(request, event, bot, ordinal)
     elif command.name == "cancel":
         await bot.conductor.cancel(repo, number, trigger, ordinal=ordinal)
     elif command.name == "retry":
@@ -130,6 +130,19 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
         await bot.conductor.help(repo, number, trigger, ordinal=ordinal)
 
 
+async def _start(request: Request, event: Event, bot: Bot, ordinal: int) -> None:
+    """Start what a command asks for, by its kind."""
+    if request.kind is JobKind.review and event.target is TargetKind.issue:
+        problem = "An issue has no diff to review. Write `/agent review` in a pull request."
+        await bot.conductor.help(
+            request.repo, request.number, request.trigger, problem=problem, ordinal=ordinal
+        )
+    elif request.kind is JobKind.fix:
+        await bot.dialogue.fix(request, ordinal=ordinal, is_open=event.open)
+    else:
+        await bot.conductor.submit(request, ordinal=ordinal, is_open=event.open)
+
+
 async def _asked(command: Command, event: Event, bot: Bot) -> Asked:
     """What a command says. An inline one is about its place in the diff, whose thread its agent may answer.
 
@@ -138,5 +151,5 @@ async def _asked(command: Command, event: Event, bot: Bot) -> Asked:
     comment = event.comment
     if comment is None or comment.thread is None or (not command.text and command.name in ("fix", "resume")):
         return Asked(text=command.text)
-    replies = command.name in ("run", "fix")
+    replies = command.name in ("run", "fix", "job")
     return await bot.dialogue.in_place(event.repo, event.number, comment, command.text, replies=replies)

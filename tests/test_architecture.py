@@ -54,6 +54,8 @@ LAYERS: dict[str, int] = {
     "bot.redact": 1,
     "bot.render": 1,
     "bot.repo_config": 1,
+    "bot.profiles": 1,
+    "bot.named_jobs": 1,
     "bot.repo_layers": 1,
     "bot.repo_rules": 1,
     "bot.results": 1,

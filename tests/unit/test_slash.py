@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.slash import COMMANDS, OPTIONS, RESERVED, help_table, parse_commands, parse_duration
+from bot.slash import COMMANDS, OPTIONS, help_table, parse_commands, parse_duration
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,13 @@ def test_text_that_is_no_command(body: str) -> None:
         ("/agent --colour red do it", "do not know the option `--colour`"),
         ("/agent run --agent", "needs a value"),
         ("/agent run --timeout soon do it", "needs a time"),
-        ("/agent job nightly", "not available"),  # never a task: it would change code
+        ("/agent job --agent codex", "Name the job first"),
+        ("/agent job ../x", "Name the job first"),
+        ("/agent job\nnightly", "Name the job in the same line"),
+        ("/agent --profile ../x do it", "needs a name such as `reviewer`, and no path"),
+        ("/agent --profile .. do it", "needs a name such as `reviewer`, and no path"),
+        ("/agent --profile a/b do it", "needs a name such as `reviewer`, and no path"),
+        ("/agent retry --profile reviewer", "takes only the options"),
         ("/agent ask", "Say what you want to know"),
         ("/agent tell", "Say what the agent is to know"),
         ("/agent tell --agent codex hello", "takes no options"),
@@ -98,6 +104,22 @@ def test_text_that_is_no_command(body: str) -> None:
 def test_a_command_with_a_problem_says_which(body: str, says: str) -> None:
     (command,) = parse_commands(body)
     assert says in command.problem
+
+
+@pytest.mark.parametrize(
+    ("body", "job", "options", "text"),
+    [
+        ("/agent job", "", {}, ""),
+        ("/agent job nightly", "nightly", {}, ""),
+        ("/agent job Nightly only the parser\nplease", "nightly", {}, "only the parser\nplease"),
+        ("/agent job deps.up --budget 2 --profile Bug_Fixer now", "deps.up",
+         {"budget": "2", "profile": "Bug_Fixer"}, "now"),
+    ],
+)  # fmt: skip
+def test_a_named_job(body: str, job: str, options: dict[str, str], text: str) -> None:
+    (command,) = parse_commands(body)
+    assert (command.name, command.problem) == ("job", "")
+    assert (command.job, command.options, command.text) == (job, options, text)
 
 
 def test_two_commands_in_one_comment() -> None:
@@ -133,4 +155,3 @@ def test_the_help_lists_everything() -> None:
     table = help_table()
     assert all(help_.usage in table for help_ in COMMANDS.values())
     assert all(f"--{name}" in table for name in OPTIONS)
-    assert not RESERVED & set(COMMANDS)
