@@ -61,8 +61,12 @@ def forms(value: str) -> Iterator[bytes]:
         encoded[::-1],
         base64.b64encode(raw[::-1]).decode(),
         base64.b32encode(raw).decode().rstrip("="),
+        base64.b85encode(raw).decode(),
+        base64.a85encode(raw).decode(),
         raw.hex(),
         raw.hex()[::-1],
+        raw.hex().encode().hex(),
+        encoded.encode().hex(),
         "".join(f"x{byte:02x}" for byte in raw),
         "".join(f"0x{byte:02x}" for byte in raw),
         "".join(f"u{unit:04x}" for unit in units),
@@ -71,7 +75,7 @@ def forms(value: str) -> Iterator[bytes]:
         "".join(f"{byte:03o}" for byte in raw),
     ):
         yield shape(text)
-    for inner in (raw, wide, encoded.encode()):
+    for inner in (raw, wide, encoded.encode(), raw.hex().encode()):
         for core in base64_cores(inner):
             yield shape(core)
 
