@@ -19,6 +19,7 @@ from bot.events import Comment, Event, SubmittedReview
 from bot.facts import FactFinder
 from bot.failed_checks import instructions as about_checks
 from bot.feedback import Asked, Feedback, instructions, merge
+from bot.fixer import worker_of
 from bot.model import (
     Actor,
     Approval,
@@ -32,7 +33,9 @@ from bot.model import (
     TargetKind,
     Trigger,
 )
+from bot.named_jobs import goes_on
 from bot.policy import authorize
+from bot.profiles import asked_for
 from bot.prompts import approved_plan
 from bot.render import render
 
@@ -59,8 +62,12 @@ class Dialogue:
         checks: CheckReader,
         approvals: ApprovalStore,
         listens: Callable[[str], bool],
+        unable: Callable[[str], str],
     ) -> None:
-        """``listens``: whether an agent (by its name) can go on in its session, so that it may be told more."""
+        """``listens``: whether an agent (by its name) can go on in its session, so that it may be told more.
+
+        ``unable``: why it cannot be told what is wrong, a part of a sentence; "" when it can.
+        """
         self._conductor = conductor
         self._store = conductor.store
         self._reporter = conductor.reporter
@@ -69,6 +76,7 @@ class Dialogue:
         self._checks = checks
         self._approvals = approvals
         self._listens = listens
+        self._unable = unable
 
     # --- reviews
 
@@ -106,7 +114,7 @@ class Dialogue:
             joined = await self._join(jobs, event, asked.text, asked.left_out)
             if joined is not None:
                 return joined
-        last = ours[0]
+        last = worker_of(jobs) or ours[0]
         return await self._conductor.submit(
             Request(
                 repo=repo,
@@ -118,6 +126,8 @@ class Dialogue:
                 body=event.body,
                 agent=last.agent,
                 model=last.model,
+                profile=asked_for(last),
+                named=goes_on(last.named),
                 left_out=asked.left_out,
             ),
             is_open=event.open,
@@ -204,6 +214,7 @@ class Dialogue:
         """Start a job that makes the failed checks of a pull request pass; its agent is given what they said.
 
         With words of the asker's it is an ordinary task, also where no check failed; without any they are told so.
+        The agent that worked there goes on with its model, unless they name another one.
         """
         repo, number, trigger = request.repo, request.number, request.trigger
         if not await self._conductor.allowed(repo, number, trigger):
@@ -211,6 +222,7 @@ class Dialogue:
         if await self._store.job(self._conductor.job_id(trigger, ordinal)) is None:
             found = None
             if request.target is TargetKind.pull_request:
+                request = await self._as_before(request)
                 pull = await self._facts.pull(repo, number)
                 found = await self._checks.read(repo, pull.head_sha)
             if found is not None and found.failed:
@@ -228,6 +240,18 @@ class Dialogue:
                 await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
                 return None
         return await self._conductor.submit(request, ordinal=ordinal, is_open=is_open)
+
+    async def _as_before(self, request: Request) -> Request:
+        """With the agent and model that worked here last, when nobody names an agent and that one can do it."""
+        worker = worker_of(await self._store.jobs_on(request.repo.id, request.number))
+        if worker is None or request.agent is not None or self._unable(worker.agent):
+            return request
+        return request.evolve(
+            agent=worker.agent,
+            model=request.model or worker.model,
+            profile=request.profile or asked_for(worker),
+            named=goes_on(worker.named),
+        )
 
     # --- decisions (bot.approval_desk.Outcome)
 
@@ -278,6 +302,8 @@ class Dialogue:
             body=job.body,
             agent=job.agent,
             model=job.model,
+            profile=asked_for(job),
+            named=goes_on(job.named),
             timeout=job.timeout,
             budget=job.budget,
             kind=kind,

@@ -39,6 +39,8 @@ _ERROR_LINE = re.compile(
 )
 # what differs from run to run: numbers, hashes, times, temporary folders
 _VARYING = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]{7,64}\b|\d+(?:\.\d+)*", re.I)
+#: Fences of Markdown: a block that a program printed must not be taken for one that a person wrote, whose commands run.
+_FENCE = re.compile(r"`{3,}|~{3,}")
 _AFTER_ERROR = 5  # lines that are kept after the last error of a log
 
 
@@ -145,26 +147,30 @@ def _rendered(checks: Checks, shown: Sequence[FailedCheck], words: str) -> str:
 
 
 def _shown(check: FailedCheck, limit: int) -> FailedCheck:
-    """A check as it may stand in a prompt."""
+    """A check as it may stand in a prompt. No block of Markdown begins in it."""
     text = min(limit, MAX_TEXT)
     return replace(
         check,
         name=oneline(visible_words(check.name), 100),
         by=oneline(visible_words(check.by), 100),
-        title=oneline(visible_words(check.title), 300),
-        summary=visible_words(check.summary, text),
-        text=visible_words(check.text, text),
+        title=_unfenced(oneline(visible_words(check.title), 300)),
+        summary=_unfenced(visible_words(check.summary, text)),
+        text=_unfenced(visible_words(check.text, text)),
         annotations=[
             replace(
                 item,
-                path=oneline(visible_words(item.path), 300),
-                title=oneline(visible_words(item.title), 200),
-                message=clip(code_lines(item.message), min(text, 1000)),
+                path=_unfenced(oneline(visible_words(item.path), 300)),
+                title=_unfenced(oneline(visible_words(item.title), 200)),
+                message=_unfenced(clip(code_lines(item.message), min(text, 1000))),
             )
             for item in check.annotations[: MAX_ANNOTATIONS if limit == MAX_LOG else 10]
         ],
-        log=clip(code_lines(tail_of_log(check.log, limit)), limit),
+        log=_unfenced(clip(code_lines(tail_of_log(check.log, limit)), limit)),
     )
+
+
+def _unfenced(text: str) -> str:
+    return _FENCE.sub(lambda found: found[0][:2], text)
 
 
 @dataclass(frozen=True, kw_only=True)

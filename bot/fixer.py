@@ -19,6 +19,8 @@ from bot.failing_heads import FailingHead, FailingHeads
 from bot.github import GitHub
 from bot.github_errors import GitHubError, NotFound
 from bot.model import Job, JobKind, Repo, Request, TargetKind, Trigger, job_id_for
+from bot.named_jobs import goes_on
+from bot.profiles import asked_for
 from bot.repo_config import RepoConfigError
 from bot.store import Store
 
@@ -48,8 +50,12 @@ class Fixer:
         checks: CheckReader,
         submit: Callable[[Request], Awaitable[Job | None]],
         tell: Callable[[Repo, int, Trigger, str], Awaitable[None]],
+        unable: Callable[[str], str],
     ) -> None:
-        """``submit`` decides about a request and queues it, ``tell`` writes a comment once for a trigger."""
+        """``submit`` decides about a request and queues it, ``tell`` writes a comment once for a trigger.
+
+        ``unable``: why an agent (by its name) cannot be told what is wrong, a part of a sentence; "" when it can.
+        """
         self._github = github
         self._store = store
         self._heads = heads
@@ -57,6 +63,7 @@ class Fixer:
         self._checks = checks
         self._submit = submit
         self._tell = tell
+        self._unable = unable
 
     async def completed(self, repo: Repo, sha: str, *, app_id: int | None = None) -> None:
         """All check runs of the App ``app_id`` on a commit have ended, well or not; None: a commit status has.
@@ -135,8 +142,11 @@ class Fixer:
             again=decision.again,
             reasons=[one.said for one in decision.root.because if not one.ok],
         )
-        if decision.allowed:
-            await self._fix(head, pushed, checks)
+        worker = worker_of([job for job in jobs if head.number in (job.number, job.pull_number)]) or pushed
+        if decision.allowed and (why := self._unable(worker.agent)):
+            await self._leave(head, pushed, why)
+        elif decision.allowed:
+            await self._fix(head, pushed, worker, checks)
         elif decision.again is not None:
             await self._heads.later(head, datetime.now(UTC) + timedelta(seconds=decision.again))
         else:
@@ -165,8 +175,11 @@ class Fixer:
         )
         return should_fix(rules, facts), checks
 
-    async def _fix(self, head: FailingHead, pushed: Job, checks: Checks) -> None:
-        """Start a job in the name of whoever asked for the work whose checks fail: they must still be allowed to."""
+    async def _fix(self, head: FailingHead, pushed: Job, worker: Job, checks: Checks) -> None:
+        """Start a job in the name of whoever asked for the work whose checks fail: they must still be allowed to.
+
+        ``worker``: the job whose agent goes on.
+        """
         trigger = _trigger(head, pushed)
         job_id = job_id_for(trigger.delivery_id)
         if head.job_id is None and not await self._heads.begin(head, job_id, fingerprint(checks)):
@@ -180,14 +193,27 @@ class Fixer:
                 instructions=instructions(checks),
                 title=pushed.title,
                 body=pushed.body,
-                agent=pushed.agent,
-                model=pushed.model,
+                agent=worker.agent,
+                model=worker.model,
+                profile=asked_for(worker),
+                named=goes_on(worker.named),
                 kind=JobKind.fix,
                 left_out=(*pushed.left_out, *checks.unread),
                 judged=True,
             )
         )
         await self._heads.close(head, "a job is at it" if job is not None else "the job was refused")
+
+    async def _leave(self, head: FailingHead, pushed: Job, why: str) -> None:
+        """Say, once in a pull request, why the agent that worked there is not asked."""
+        delivery = f"fix-{head.repo_id}-{head.number}-unable"
+        trigger = Trigger(delivery_id=delivery, event=EVENT, actor=pushed.trigger.actor)
+        text = (
+            f"Checks of {head.sha} fail. I do not try to fix them by myself: {why}. Write `/agent fix --agent NAME` to "
+            "have another agent do it."
+        )
+        await self._tell(pushed.repo, head.number, trigger, text)
+        await self._heads.close(head, why)
 
     async def _give_up(self, head: FailingHead, pushed: Job, decision: FixDecision) -> None:
         no = [one for one in decision.root.because if not one.ok]
@@ -196,6 +222,11 @@ class Fixer:
             text = f"Checks of {head.sha} fail. I do not try to fix them again: {why}."
             await self._tell(pushed.repo, head.number, _trigger(head, pushed), text)
         await self._heads.close(head, "; ".join(one.said for one in no))
+
+
+def worker_of(jobs: Sequence[Job]) -> Job | None:
+    """The newest of ``jobs`` (they are in that order) whose agent could change code; None: there is none."""
+    return next((job for job in jobs if not job.kind.reads_only and job.kind is not JobKind.release), None)
 
 
 def _trigger(head: FailingHead, pushed: Job) -> Trigger:

@@ -195,6 +195,7 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
                 checks=checks,
                 approvals=approvals,
                 listens=lambda name: bool(agent(name, settings).session_paths),
+                unable=lambda name: unable(name, settings),
             )
             reviews = ReviewFinder(github)
             writer = ApprovalWriter(github, conductor.reporter, github_url=settings.github_url)
@@ -230,6 +231,7 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
                         checks=checks,
                         submit=conductor.submit,
                         tell=conductor.reporter.reply,
+                        unable=lambda name: unable(name, settings),
                     ),
                     installs=Installs(
                         conductor=conductor,
@@ -247,6 +249,15 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
     finally:
         dispatcher.close()
         await engine.dispose()
+
+
+def unable(name: str, settings: Settings) -> str:
+    """Why an agent that has worked cannot be told what is wrong now, a part of a sentence; "" when it can."""
+    if name not in settings.agents or name not in known_agents(settings):
+        return f"the agent `{name}`, which worked here, is not offered any more"
+    if agent(name, settings).llm is None:
+        return f"the agent `{name}`, which worked here, runs what it is given and has no model to understand more"
+    return ""
 
 
 async def handle(delivery: Delivery, bot: Bot) -> None:

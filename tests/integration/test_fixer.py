@@ -70,6 +70,9 @@ class Place:
         assert (repo, number) == (self.repo, self.number)
         self.told.append(text)
 
+    def unable(self, agent: str) -> str:
+        return "the agent `shell` understands nothing" if agent == "shell" else ""
+
     def job(self, **more: Any) -> Job:
         maria = self.sandbox.world.users["maria"]
         values: dict[str, Any] = {
@@ -163,6 +166,7 @@ async def place(tmp_path: Path, engine: AsyncEngine, store: Store) -> AsyncItera
                 checks=CheckReader(github, Redactor()),
                 submit=place.submit,
                 tell=place.tell,
+                unable=place.unable,
             )
             await store.add_job(place.job(head_sha=sha, pull_number=place.number, branch="agent/1"))
             yield place
@@ -341,6 +345,33 @@ async def test_it_stops_when_the_last_job_ended_badly(place: Place, state: JobSt
     await place.store.add_job(place.job(id="j2", state=state))
     await place.fails()
     assert place.asked == []
+    assert (await place.row()).look_at is None
+
+
+async def works(place: Place, agent: str, **more: Any) -> None:
+    """A job in the pull request that is done by now, and has pushed nothing."""
+    values = {"id": f"j-{agent}-{len(more)}", "agent": agent, "model": "m2", "number": place.number} | more
+    await place.store.add_job(place.job(target=TargetKind.pull_request, **values))
+
+
+async def test_the_agent_that_worked_here_last_goes_on(place: Place) -> None:
+    await works(place, "claude")
+    await works(place, "gemini", kind=JobKind.ask)  # changed nothing
+    await works(place, "qwen", number=99, pull_number=98)  # the same issue, another pull request
+    await place.fails()
+    (request,) = place.asked
+    assert (request.agent, request.model) == ("claude", "m2")
+
+
+async def test_an_agent_that_runs_commands_is_not_told_what_failed_and_people_are_told_why(
+    place: Place,
+) -> None:
+    await works(place, "shell")
+    await place.fails()
+    assert place.asked == []
+    (told,) = place.told
+    assert f"Checks of {place.sha} fail" in told
+    assert "the agent `shell` understands nothing. Write `/agent fix --agent NAME`" in told
     assert (await place.row()).look_at is None
 
 

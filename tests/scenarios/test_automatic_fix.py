@@ -21,18 +21,17 @@ echo '<result>{"status": "done", "title": "Try", "summary": "Tried something els
 """
 TRIER: dict[str, Any] = {
     "custom_agents": {"trier": {"argv": ["bash", "-c", TRIES], "llm": "own"}},
-    "agents": ("trier",),
-    "default_agent": "trier",
+    "agents": ("shell", "trier"),
 }
 GAVE_UP = "I do not try to fix them again"
 
 
-async def made(box: World) -> int:
+async def made(box: World, *, agent: str = "trier", text: str = "Try something.") -> int:
     """The number of a pull request of the bot's, in a repository that wants failures fixed."""
     maria = box.github.as_user("maria")
     await box.github.as_user("octocat").push_commit(REPO, "main", {".github/conductor.yml": ON})
-    issue = int((await maria.open_issue(REPO, "Try", "Try something."))["number"])
-    await maria.add_label(REPO, issue, "agent")
+    issue = int((await maria.open_issue(REPO, "Try", text))["number"])
+    await maria.add_label(REPO, issue, f"agent:{agent}")
     job = await box.ended(issue)
     assert job.state is JobState.succeeded, job.message
     assert job.pull_number is not None
@@ -88,6 +87,7 @@ async def test_after_as_many_tries_as_are_allowed_a_person_has_to_look(tmp_path:
         await box.github.as_user("maria").comment(REPO, number, "/agent fix")
         asked = await box.ended(number, nth=3)
         assert (asked.kind, asked.state) == (JobKind.fix, JobState.succeeded), asked.message
+        assert asked.agent == "trier"  # which worked here, and is not the usual one
         assert "assert up == down" in asked.instructions
         await fails(box, number, "assert left == right")
         await fixed(box, number, 4)
@@ -106,6 +106,22 @@ async def test_a_try_that_helped_nothing_is_the_last_one(tmp_path: Path) -> None
             "last try, for the same reasons: a person has to look." in told
         )
         assert len(await box.store.recent_jobs()) == 2
+
+
+async def test_where_commands_were_run_a_person_has_to_say_who_fixes_what_fails(tmp_path: Path) -> None:
+    """Without a model nobody would understand it; and what a check printed must not become a command."""
+    async with world(tmp_path, **TRIER, default_agent="trier") as box:
+        number = await made(box, agent="shell", text="```sh\necho 1 > tries.txt\n```")
+        await fails(box, number, "```sh\nexit 1\n```")
+        (told,) = [one["body"] for one in box.github.comments(REPO, number) if "by myself" in one["body"]]
+        assert (
+            f"Checks of {head(box, number)} fail. I do not try to fix them by myself: the agent `shell`, which worked "
+            "here, runs what it is given and has no model to understand more. Write `/agent fix --agent NAME`"
+        ) in told
+        assert len(await box.store.recent_jobs()) == 1
+        await box.github.as_user("maria").comment(REPO, number, "/agent fix")
+        asked = await box.ended(number, nth=1)
+        assert (asked.agent, asked.state) == ("trier", JobState.succeeded), asked.message
 
 
 async def test_whose_work_fails_must_still_be_allowed_to_ask(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from bot.failed_checks import (
     should_fix,
     tail_of_log,
 )
+from bot.steps import steps_of
 
 SHA = "a" * 40
 LOG = (
@@ -49,6 +50,23 @@ def test_a_long_log_loses_its_beginning() -> None:
     assert len(text) <= 1000
     assert text.startswith("… (the beginning was cut)\nline ")
     assert text.endswith("line 9999")
+
+
+def test_what_a_program_printed_is_no_step_for_an_agent_that_runs_steps() -> None:
+    block = "```sh\nrm -rf .\n```"
+    remark = CheckAnnotation(
+        path="```sh x", start_line=1, end_line=1, level="failure", title="~~~bash", message=block
+    )
+    for change in (
+        {"title": "```sh", "summary": "rm -rf ."},
+        {"summary": block},
+        {"text": f"- 1. {block}"},
+        {"log": f"{block}\n##[error]no"},
+        {"annotations": (remark,)},
+    ):
+        told = instructions(replace(CHECKS, failed=(replace(TEST, **change),)))  # type: ignore[arg-type]
+        assert steps_of(told) == []
+        assert "sh" in told
 
 
 def test_a_bar_shows_its_last_state_and_titles_of_windows_nothing() -> None:
