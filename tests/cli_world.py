@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,9 @@ class Ledger:
     def __init__(self) -> None:
         self.total = Usage()
         self.models: set[str] = set()
+
+    def calling(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def add_usage(self, model: str, usage: Usage) -> None:
         self.total += usage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from typing import Any
 
 import aiohttp
@@ -39,6 +39,9 @@ class Tally:
 
     def halt(self, kind: FailureKind, message: str) -> None:
         self.halts.append((kind, message))
+
+    def calling(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def add_usage(self, model: str, usage: Usage) -> None:
         self.entries.append((model, usage))

@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -148,6 +148,7 @@ class Desk:
         self._progress: ProgressNote | None = None
         self._requests: dict[int, AgentRequest] = {}
         self._heard_at = self._sign_at = time.monotonic()
+        self._calls = 0  # of a model, under way
         self._changed = asyncio.Event()
         self._closed = False
         self._max_recorded = max_recorded
@@ -310,8 +311,18 @@ class Desk:
 
     @property
     def last_sign(self) -> float:
-        """When the agent last said or did something (not the shim), by time.monotonic()."""
-        return self._sign_at
+        """When the agent (not the shim) last said or did something, by time.monotonic(); now, while it calls a model."""
+        return time.monotonic() if self._calls else self._sign_at
+
+    @contextmanager
+    def calling(self) -> Iterator[None]:
+        """The agent waits for a model while the block runs: many think for minutes, and the CLI is silent then."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._sign_at = time.monotonic()
 
     def _notify(self) -> None:
         self._changed.set()

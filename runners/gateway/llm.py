@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from http import HTTPStatus
@@ -57,6 +57,9 @@ class Desk(Protocol):
     @property
     def terms(self) -> Terms:
         """What it may do and spend."""
+
+    def calling(self) -> AbstractContextManager[None]:
+        """A call is under way while the block runs."""
 
     def add_usage(self, model: str, usage: Usage) -> None:
         """Count what an LLM call cost."""
@@ -139,14 +142,15 @@ class LlmProxy:
         if not call.costs:
             return await self._send(request, desk, provider, outgoing)
         try:
-            async with self._purse.hold(
-                desk.terms,
-                model=outgoing.model,
-                free=all(key.free for key in provider.keys) and len(provider.keys) > 0,
-                request_bytes=len(outgoing.body),
-                max_output=checked.max_output,
-            ):
-                return await self._send(request, desk, provider, outgoing)
+            with desk.calling():
+                async with self._purse.hold(
+                    desk.terms,
+                    model=outgoing.model,
+                    free=all(key.free for key in provider.keys) and len(provider.keys) > 0,
+                    request_bytes=len(outgoing.body),
+                    max_output=checked.max_output,
+                ):
+                    return await self._send(request, desk, provider, outgoing)
         except NoMoney as refused:
             logger.info("llm call refused", provider=provider.name, path=path, why=refused.message)
             if refused.halt:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,6 +16,7 @@ import structlog
 from aiohttp import web
 
 from bot.model import Usage
+from runners.gateway.desk import Desk
 from runners.gateway.llm import MAX_BODY
 from tests.llm import Script, ScriptedLlm
 from tests.llm_gate import GEMINI_TOOLS, KEY, MODEL, TOKEN, TOOLS, free_port, front, raw_upstream
@@ -367,3 +370,29 @@ async def test_key_is_in_no_log_line() -> None:
     written = json.dumps(lines)
     assert KEY not in written
     assert TOKEN not in written
+
+
+async def test_a_call_that_takes_long_is_a_sign_of_life_while_it_takes(tmp_path: Path) -> None:
+    """Else an agent whose model thinks for minutes would be ended as idle."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def thinks(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        begun.set()
+        await go_on.wait()
+        return web.json_response({"type": "message", "model": MODEL})
+
+    desk = Desk.create(tmp_path / "desk", attempt_id="a-1", mirror=None)
+    async with raw_upstream(thinks) as url, front(url, desk=desk) as gate:
+        asking = asyncio.ensure_future(gate.post("anthropic/v1/messages", {"model": MODEL, "max_tokens": 9}))
+        await begun.wait()
+        now = time.monotonic()
+        assert desk.last_sign >= now
+        go_on.set()
+        async with await asking as answer:
+            assert answer.status == 200
+            await answer.read()
+    ended = desk.last_sign
+    assert now < ended
+    assert desk.last_sign == ended, "the call is over"
+    desk.close()
