@@ -311,7 +311,7 @@ class Desk:
 
     @property
     def last_sign(self) -> float:
-        """When the agent (not the shim) last said or did something, by time.monotonic(); now, while it calls a model."""
+        """When the agent, not the shim, last said or did something, by time.monotonic(); now while it calls a model."""
         return time.monotonic() if self._calls else self._sign_at
 
     @contextmanager
