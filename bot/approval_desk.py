@@ -25,6 +25,7 @@ from bot.approvals import (
     Verdict,
     policy_for,
     tally,
+    told_apart,
     weigh,
 )
 from bot.errors import ConductorError, GitHubUnavailable
@@ -435,19 +436,22 @@ class ApprovalDesk:
 
     async def _count(self, approval: Approval, job: Job, event: Event | None) -> _Count:
         policy = policy_for(config_of(job), approval.kind, approval.repo.owner)
-        jobs = [job, *await self._store.jobs_on(approval.repo.id, approval.pull_number)]
+        here = await self._store.jobs_on(approval.repo.id, approval.pull_number)
+        jobs = await with_origins(self._store, [job, *here])
         made = {one.head_sha for one in jobs if one.head_sha}
+        asked = await self.approvals.on(approval.repo.id, approval.pull_number)
         # where a question was put into an empty commit: not where it moved to since
-        made |= {
-            str(one.details.get("commit"))
-            for one in await self.approvals.on(approval.repo.id, approval.pull_number)
-        }
+        made |= {str(one.details.get("commit")) for one in asked}
         reviewed = await self._reviews.reviewed(approval.repo, approval.pull_number, policy.rules, ours=made)
         distrusted = await self.approvals.distrusted([one.id for one in reviewed.reviews])
         reviews = tuple(
             dataclasses.replace(one, altered=one.id in distrusted or _differs(one, event))
             for one in reviewed.reviews
         )
+        if (
+            approval.review_id is None
+        ):  # once it is decided, what that person says later is about something else
+            reviews = told_apart(reviews, asked, about=approval)
         reviewed = dataclasses.replace(reviewed, reviews=reviews)
         subject = Subject(
             sha=approval.sha,
@@ -456,6 +460,7 @@ class ApprovalDesk:
             bot_id=(await self._github.identity()).user_id,
             state=approval.state,
             expires_at=approval.expires_at,
+            since=approval.asked_at,
         )
         votes = tally(reviews, reviewed.people, subject, reviewed.pull, policy)
         return _Count(approval=approval, reviewed=reviewed, subject=subject, policy=policy, votes=votes)
@@ -579,6 +584,21 @@ def requested(
 def askers_of(jobs: list[Job]) -> frozenset[int]:
     """Who asked for the work of ``jobs``: not those whose review was feedback on it, nor for whom that was decided."""
     return frozenset(job.trigger.actor.id for job in jobs if job.trigger.event not in (FEEDBACK, DECIDED))
+
+
+async def with_origins(store: Store, jobs: Collection[Job]) -> list[Job]:
+    """``jobs``, and those that they do once more: their words are those of who asked first."""
+    known = {job.id: job for job in jobs}
+    ahead = list(known.values())
+    while ahead:
+        origin = ahead.pop().retry_of
+        if origin is None or origin in known:
+            continue
+        found = await store.job(origin)
+        if found is not None:
+            known[origin] = found
+            ahead.append(found)
+    return list(known.values())
 
 
 def _unused(approval: Approval) -> bool:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
-from bot.model import Actor, ApprovalKind, ApprovalState
+from bot.model import Actor, Approval, ApprovalKind, ApprovalState
 from bot.policy import Decision
 from bot.reasons import Reason, all_of
 from bot.repo_config import RepoConfig
@@ -48,6 +48,7 @@ class Review:
     body: str = ""
     submitted_at: datetime | None = None
     altered: bool = False  # its text is not, or may not be, what the reviewer sent
+    spent_on: str = ""  # the question that this yes is about: it is none to anything else
 
     @property
     def login(self) -> str:
@@ -106,6 +107,7 @@ class Subject:
     bot_id: int  # the App's own account
     state: ApprovalState = ApprovalState.pending
     expires_at: datetime | None = None
+    since: datetime | None = None  # a yes to what was not asked yet is none
     #: A no stays across pushes, as it does on GitHub's own page: for the pull request as a whole, not for a question.
     sticky: bool = False
 
@@ -185,7 +187,8 @@ def weigh(
         reasons.append(_one(entitled(Entitled(), person, policy.owner)))
     else:
         # a no counts whatever became of its text: else whoever can edit that could take it back
-        reasons += [_unaltered(review), *_may_approve(review, person, subject, pull, policy)]
+        reasons += [_unaltered(review), _after_asking(review, subject), _about_this(review)]
+        reasons += _may_approve(review, person, subject, pull, policy)
     root = all_of(f"does review {review.id} of @{review.login} count", reasons)
     verdict = (Verdict.refused if no else Verdict.approved) if root.ok else Verdict.ignored
     # nobody is told that bots do not count, that a comment is none, and that somebody has said so before
@@ -231,6 +234,24 @@ def latest(reviews: Iterable[Review]) -> list[Review]:
     )
     last = {review.author.id: review.id for review in ordered if review.author}
     return [review for review in ordered if review.author and last[review.author.id] == review.id]
+
+
+def told_apart(
+    reviews: Iterable[Review], questions: Iterable[Approval], *, about: Approval | None = None
+) -> tuple[Review, ...]:
+    """``reviews`` with what each is a yes to, when that is not ``about``; None: the pull request as a whole.
+
+    ``questions``: all that was ever asked there. Whoever answers one of them says nothing about the others by that, nor
+    about the change below the commit that was made for it.
+    """
+    others = [one for one in questions if about is None or one.id != about.id]
+    found = []
+    for review in reviews:
+        on = [
+            one.id for one in others if one.review_id == review.id or (about is None and _meant(review, one))
+        ]
+        found.append(replace(review, spent_on=on[0] if on else ""))
+    return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +329,39 @@ def _unaltered(review: Review) -> Reason:
             "Submit the review again."
         )
     return Reason(question="is its text what the reviewer sent", ok=not review.altered, said=said)
+
+
+def _after_asking(review: Review, subject: Subject) -> Reason:
+    early = bool(subject.since and review.submitted_at and _before(review.submitted_at, subject.since))
+    said = (
+        "The review was submitted before this was asked. Look at what is asked now, and submit the review again."
+        if early
+        else "It was."
+    )
+    return Reason(question="was it submitted after this was asked", ok=not early, said=said)
+
+
+def _meant(review: Review, question: Approval) -> bool:
+    """Whether a review of the commit came while ``question`` was asked about that."""
+    at = review.submitted_at
+    if at is None or review.commit_id != question.sha or _before(at, question.asked_at):
+        return False
+    return question.decided_at is None or at <= question.decided_at
+
+
+def _before(submitted: datetime, since: datetime) -> bool:
+    """Whether a review came before something; in the same second it did not: GitHub tells no fractions."""
+    return submitted < since.replace(microsecond=0)
+
+
+def _about_this(review: Review) -> Reason:
+    said = "It is."
+    if review.spent_on:
+        said = (
+            f"The review answers a question that was asked here (`{review.spent_on}`), and this is another matter. "
+            "Submit another review for it."
+        )
+    return Reason(question="is it about this and nothing else", ok=not review.spent_on, said=said)
 
 
 def _on_the_commit(review: Review, subject: Subject, pull: PullFacts) -> list[Reason]:

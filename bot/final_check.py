@@ -5,16 +5,17 @@ There is no record of it: it is counted anew from GitHub's reviews whenever some
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 
 import structlog
 
-from bot.approval_desk import askers_of, requested
+from bot.approval_desk import askers_of, requested, with_origins
 from bot.approval_store import ApprovalStore
 from bot.approval_writer import CHECK_NAME, NEUTRAL, ApprovalWriter
-from bot.approvals import ApprovalPolicy, Subject, Tally, Verdict, policy_for, tally
+from bot.approvals import ApprovalPolicy, Subject, Tally, Verdict, policy_for, tally, told_apart
 from bot.audit import CONDUCTOR, Audit
 from bot.audit_chain import AuditKind
 from bot.branches import PREFIX
@@ -228,10 +229,12 @@ class FinalCheck:
         jobs = await self._store.jobs_on(repo.id, head.number)
         if at:
             jobs = [*jobs, *await self._made(repo, at)]
+        jobs = await with_origins(self._store, jobs)
         made = {job.head_sha for job in jobs if job.head_sha}
         asked = await self._approvals.on(repo.id, head.number)
         made |= {str(one.details.get("commit")) for one in asked}
         reviewed = await self._reviews.reviewed(repo, head.number, policy.rules, ours=made)
+        reviewed = dataclasses.replace(reviewed, reviews=told_apart(reviewed.reviews, asked))
         votes = await self._votes(reviewed, jobs, policy)
         askers = [job.trigger.actor.login for job in jobs if job.trigger.actor.id in askers_of([job])]
         return _Said(

@@ -1,0 +1,121 @@
+"""A review says yes to one thing: not to what is asked later, nor to what else is asked, nor to the code below it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from bot.model import ApprovalKind, ApprovalState, JobState, TargetKind
+from tests.integration.test_approval_desk import BRANCH, REPO, Place, world
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    async with world(tmp_path) as found:
+        yield found
+
+
+async def test_a_yes_to_the_code_is_none_to_what_is_asked_there_later(place: Place) -> None:
+    """On somebody's own pull request a question is about the head as it is, which people may have approved before."""
+    head = await place.person("carl").push_commit(REPO, "feature", {"b.py": "y = 1\n"})
+    number = int((await place.person("carl").open_pull(REPO, "feature", "A feature"))["number"])
+    review = await place.person("rita").review(REPO, number, "APPROVE", "Good code.")
+    pull = place.sandbox.world.repository("acme", "thing").issues[number].pull
+    assert pull is not None
+    pull.reviews[review["id"]].submitted_at -= timedelta(minutes=5)  # type: ignore[operator]
+    job = dataclasses.replace(
+        place.job,
+        id="j2",
+        number=number,
+        target=TargetKind.pull_request,
+        branch="feature",
+        base_sha=head,
+        head_sha=None,
+        pull_number=None,
+    )
+    assert await place.store.add_job(job)
+    asked = await place.desk.ask(
+        job, ApprovalKind.network, "May I?", sha=head, pull_number=number, details={"host": "example.com"}
+    )
+    await place.person("tom").review(REPO, number, "COMMENT", "Hm.")
+    await place.desk.reviewed(place.event())
+    assert (await place.now(asked)).state is ApprovalState.pending
+    assert place.told.calls == []
+    await place.person("rita").review(REPO, number, "APPROVE", "That host is fine.")
+    await place.desk.reviewed(place.event())
+    assert place.told.calls == [("approved", asked.id, "rita", "That host is fine.")]
+
+
+async def test_one_review_answers_one_of_two_questions(place: Place) -> None:
+    held = dataclasses.replace(place.job, id="j2", state=JobState.succeeded)
+    assert await place.store.add_job(held)
+    first = await place.desk.ask(
+        held, ApprovalKind.protected, "May the rest be pushed?", sha=place.sha, pull_number=place.number
+    )
+    second = await place.ask(ApprovalKind.text)
+    await place.reviewed("rita", body="Rename it.")
+    states = [(await place.now(one)).state for one in (first, second)]
+    assert states == [ApprovalState.pending, ApprovalState.approved]
+    assert f"answers a question that was asked here (`{second.id}`)" in place.ours()[-1]
+    await place.reviewed("rita", body="And push the rest.")
+    assert (await place.now(first)).state is ApprovalState.approved
+    # what that person says about another question takes nothing back
+    assert (await place.desk.use(second.id, by="j1")).used_by == "j1"
+
+
+async def test_the_answer_to_a_question_is_no_approval_of_the_pull_request(tmp_path: Path) -> None:
+    yaml = "approvals:\n  final:\n    required: 1\n  merge: auto\n"
+    async with world(tmp_path, yaml=yaml) as place:
+        await place.person("maria").ready(REPO, place.number)
+        asked = await place.ask(ApprovalKind.text)
+        for counted_first in (True, False):  # whichever is looked at first
+            await (place.review if counted_first else place.reviewed)("rita", body="Rename it.")
+            await place.final.update(place.repo, place.number)
+            shown = await place.check()
+            assert shown is not None
+            assert (shown["conclusion"], shown["output"]["title"]) == (None, "1 approval is missing")
+            assert asked.id in shown["output"]["summary"]
+        assert (await place.now(asked)).decided_by == "rita"
+        await place.reviewed("rita", body="And all of it is good.")
+        await place.final.update(place.repo, place.number)
+        pull = await place.person("maria").request("GET", f"/repos/{REPO}/pulls/{place.number}")
+        assert pull["merged"] is True
+
+
+async def test_whose_words_are_done_once_more_asked_for_it(place: Place) -> None:
+    """Somebody else who has a job done once more, unasked, makes nobody free to approve their own words."""
+    words = dataclasses.replace(
+        place.job,
+        id="j2",
+        number=7,
+        branch=None,
+        head_sha=None,
+        pull_number=None,
+        state=JobState.failed,
+        trigger=dataclasses.replace(place.job.trigger, delivery_id="d2", actor=place.actor("tom")),
+    )
+    between, again = (
+        dataclasses.replace(
+            words,
+            id=name,
+            retry_of=origin,
+            branch=BRANCH,
+            pull_number=pull,
+            trigger=dataclasses.replace(place.job.trigger, delivery_id=name),
+        )
+        for name, origin, pull in (("j3", "j2", None), ("j4", "j3", place.number))
+    )
+    for job in (words, between, again):
+        assert await place.store.add_job(job)
+    asked = await place.desk.ask(
+        again, ApprovalKind.plan, "The plan.", sha=place.sha, pull_number=place.number
+    )
+    await place.reviewed("tom")
+    assert (await place.now(asked)).state is ApprovalState.pending
+    assert "You asked for this work" in place.ours()[-1]
+    await place.reviewed("rita")
+    assert (await place.now(asked)).decided_by == "rita"
