@@ -14,12 +14,12 @@ import signal
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -79,6 +79,8 @@ from runners.presets import PresetSource
 from runners.provision import Images
 
 log = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
 
 PROGRESS_INTERVAL = 10.0  # seconds between two edits of the comment; GitHub counts each as content creation
 CHECKPOINT_INTERVAL = 60.0  # seconds between two looks for a checkpoint to keep
@@ -157,6 +159,8 @@ class Performer:
     async def _tell(self, story: _Attempt) -> None:
         try:
             await story.tell()
+        except _Stopped:
+            await story.end(JobState.cancelled)
         except (StaleAttempt, InfrastructureError):
             raise
         except JobFailed as error:
@@ -164,6 +168,10 @@ class Performer:
         except ConductorError as error:
             # GitHub or the configuration says no, and would say so again
             await story.fail(story.phase, FailureKind.configuration, error)
+
+
+class _Stopped(Exception):
+    """A person wants the job to stop while it is made ready."""
 
 
 class _Attempt:
@@ -208,7 +216,7 @@ class _Attempt:
         elif self.attempt.state is AttemptState.starting:
             job = self.job
             self.progress.tell("started", lambda: host.reporter.started(job))
-        desk = await self._prepare()
+        desk = await self._unless_stopped(self._prepare())
         while True:
             ending = await self._turn(desk)
             verdict = await self._judge(desk, ending)
@@ -453,6 +461,22 @@ class _Attempt:
         await host.gateway.open(desk)
         return desk
 
+    async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """What ``work`` answers. A first clone and a new image take minutes: a person who cancels waits for neither.
+
+        Raises _Stopped; others that wait for the same image still get it.
+        """
+        doing, stopping = asyncio.create_task(work), asyncio.create_task(self.stop.wait())
+        try:
+            await asyncio.wait((doing, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not doing.done():
+                raise _Stopped
+            return doing.result()
+        finally:
+            for task in (doing, stopping):
+                task.cancel()
+            await asyncio.gather(doing, stopping, return_exceptions=True)
+
     async def _rules(self, image: str) -> tuple[str, ...]:
         """Where the job may go: what the image's package managers need, and what its repository may add."""
         if self.host.presets is None:
@@ -583,7 +607,7 @@ class _Attempt:
             return Ending(cause=Cause.container, exit=Exit(code=None, host=True))
         if found is None or self.attempt.state is AttemptState.starting:
             await self._enter(Phase.image)
-            image = await self._image(desk)
+            image = await self._unless_stopped(self._image(desk))
             await self._enter(Phase.start)
             await host.store.check_fence(self.job.id, self.attempt.fence)
             if found is None or not found.running:

@@ -12,6 +12,7 @@ import pytest
 from bot.config import Settings
 from bot.model import Job, JobState
 from bot.sandbox.checks import request_action, tell_run
+from bot.sandbox.faults import Fault
 from bot.sandbox.human import Human
 from tests.scenarios.world import REPO, World, world
 
@@ -155,3 +156,21 @@ async def test_the_operator_stops_and_repeats_jobs(tmp_path: Path) -> None:
         code, said = await conductor(box.settings, "retry", waiting.id)
         assert (code, f"A comment in {REPO}#{second} says why." in said) == (1, True)
         assert "needs write access" in box.github.comments(REPO, second)[-1]["body"]
+
+
+async def test_a_job_is_stopped_while_it_is_still_made_ready(tmp_path: Path) -> None:
+    """A first clone, an image, a repository's set-up: each may take minutes."""
+    async with world(tmp_path) as box:
+        box.github.faults.add(Fault(path=r"hello\.git/info/refs", delay=600))
+        number = await asked(box, SHORT)
+        async with asyncio.timeout(60):
+            while box.github.faults.waiting:  # taken by the fetch, which waits now
+                await asyncio.sleep(0.01)
+        await box.github.as_user("maria").comment(REPO, number, "/agent cancel")
+        job = await box.ended(number, within=60)
+        assert (job.state, job.base_sha, job.cancel_requested_by) == (JobState.cancelled, None, "maria")
+        assert "**Cancelled** by maria" in box.stickies(number)[0]
+        folder = box.settings.data_dir / "attempts" / f"{job.id}-1"
+        async with asyncio.timeout(60):
+            while folder.exists():
+                await asyncio.sleep(0.05)
