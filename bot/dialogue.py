@@ -250,7 +250,7 @@ class Dialogue:
             agent=worker.agent,
             model=request.model or worker.model,
             profile=request.profile or asked_for(worker),
-            named=goes_on(worker.named),
+            named=request.named or goes_on(worker.named),
         )
 
     # --- decisions (bot.approval_desk.Outcome)

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bot.errors import ConductorError
 from bot.model import KEPT_PROFILE, Job
-from bot.repo_config import Line, Name
-from bot.repo_rules import is_profile_name
+from bot.repo_config import Line, Name, RepoConfig
+from bot.repo_layers import NotOffered
+from bot.repo_rules import ProfilesConfig, is_profile_name
 from bot.yaml_text import BadText, Document, Problem
 
 FOLDER = ".github/agents"
@@ -160,8 +161,13 @@ def _no_effect(key: str) -> str:
 def name_of(path: str) -> str | None:
     """The name of the profile in a file of the repository, by its path; None when that is none."""
     folder, _, file = path.rpartition("/")
+    return name_in(file) if folder == FOLDER else None
+
+
+def name_in(file: str) -> str | None:
+    """The name of the profile in a file of :data:`FOLDER`; None when that is none."""
     match = _FILE.fullmatch(file)
-    if folder != FOLDER or match is None or file.lower() == "readme.md":
+    if match is None or file.lower() == "readme.md":
         return None
     usable = is_profile_name(match["name"]) and match["name"].lower() != NONE
     return match["name"] if usable else None
@@ -192,6 +198,21 @@ def bundled_profile(name: str) -> Profile | None:
     """The bundled profile of this name; None when there is none."""
     text = bundled().get(name.lower())
     return None if text is None else read(text, name.lower(), bundled=True)[0]
+
+
+def names_not_there(config: RepoConfig, own: Sequence[str]) -> list[NotOffered]:
+    """The profiles that ``config`` names and that there are not. ``own``: the names of the repository's own."""
+    known = {name.lower() for name in own} | set(bundled()) | {NONE}
+    named: dict[tuple[str, ...], str | None] = {
+        ("profile", kind): config.profile.usual(kind) for kind in ProfilesConfig.model_fields
+    }
+    named |= {("jobs", name, "profile"): job.profile for name, job in config.jobs.items()}
+    return [
+        # without the usual one no job of that kind starts
+        NotOffered(place, UnknownProfile(name, own).message, stops=place[0] == "profile")
+        for place, name in named.items()
+        if name is not None and name.lower() not in known
+    ]
 
 
 def keep(profile: Profile) -> Mapping[str, Any]:

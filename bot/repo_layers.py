@@ -17,7 +17,7 @@ from bot.config import Settings
 from bot.errors import ConfigurationError
 from bot.limits import size
 from bot.network import rules_for
-from bot.repo_config import RepoConfig, RepoConfigError
+from bot.repo_config import STEPS_AGENT, RepoConfig, RepoConfigError
 from bot.repo_rules import Entitled, Permission
 from bot.services import services_of
 from bot.standing import ROLES
@@ -150,6 +150,17 @@ def not_offered(config: RepoConfig, settings: Settings, known_agents: tuple[str,
         found.append(
             NotOffered(("agent",), f"The agent `{config.agent}` is not offered here; there are {listed}.")
         )
+
+    # the others start without it
+    found += [
+        NotOffered(
+            ("jobs", name, "agent"),
+            f"The agent `{agent}` is not offered here: this job does not start.",
+            stops=False,
+        )
+        for name, job in config.jobs.items()
+        if (agent := job.agent or (STEPS_AGENT if job.steps else None)) is not None and agent not in usable
+    ]
 
     def check(place: tuple[str, ...], work: Callable[[], object]) -> None:
         try:

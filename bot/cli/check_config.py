@@ -12,6 +12,8 @@ import yaml
 
 from bot.cli.run import config_option, fail, settings_from
 from bot.errors import ConductorError
+from bot.profiles import FOLDER, ProfileError, find, name_in, names_not_there
+from bot.profiles import read as read_profile
 from bot.repo_config import PATH, RepoConfig, RepoConfigError, read
 from bot.repo_layers import NotOffered, ServerRules, merge, not_offered, under, without_effect
 from bot.yaml_text import Document, Problem
@@ -31,8 +33,9 @@ from runners.agents.registry import known_agents
 def check_config(file: str, organisation: str | None, server: bool, show: bool, config: Path | None) -> None:
     """Check a repository's configuration; FILE may be - for standard input.
 
-    Each problem is one line, FILE:LINE:COLUMN: what is wrong. The same is said in the check run
-    `agent/config` of a pull request that brings the file along.
+    With it the profiles in the folder `agents` beside it are checked. A FILE that ends with .md is one
+    profile. Each problem is one line, FILE:LINE:COLUMN: what is wrong. The same is said in the check run
+    `agent/config` of a pull request that brings the files along.
 
     \b
     In a repository:
@@ -43,6 +46,8 @@ def check_config(file: str, organisation: str | None, server: bool, show: bool, 
       conductor check-config --server --config conductor.toml FILE
     With the organisation's default below it:
       conductor check-config --organisation ../.github/.github/conductor.yml
+    One profile:
+      conductor check-config .github/agents/reviewer.md
 
     \b
     Exit codes:
@@ -51,6 +56,17 @@ def check_config(file: str, organisation: str | None, server: bool, show: bool, 
       1  it cannot be used
       2  there is no such file, or the server's own settings are wrong
     """  # noqa: D301 - click wants a real backspace: "do not wrap this"
+    agents = _agents(config) if server else None
+    if file.endswith(".md"):
+        if not _profiles_good([Path(file)], agents):
+            sys.exit(1)
+        click.echo(f"{file} can be used.")
+        return
+    profiles = _profiles(file)
+    good = _profiles_good(profiles, agents)
+    if profiles and file == PATH and not Path(file).exists():  # profiles need no configuration
+        click.echo(f"The profiles in {FOLDER} can be used." if good else "", nl=good)
+        sys.exit(0 if good else 1)
     try:
         own, document = read(_text(file))
     except RepoConfigError as error:
@@ -65,6 +81,11 @@ def check_config(file: str, organisation: str | None, server: bool, show: bool, 
         whole = merge(default, own)
     except RepoConfigError as error:
         _end(file, error.problems)
+    if file != "-":
+        absent = names_not_there(whole, [name_in(profile.name) or "" for profile in profiles])
+        _warn(file, [one for one in absent if not one.stops], document)
+        if stops := _placed([one for one in absent if one.stops], document):
+            _end(file, stops)
     if server:
         settings = settings_from(config)
         whole = under(ServerRules.of(settings), whole)
@@ -73,16 +94,67 @@ def check_config(file: str, organisation: str | None, server: bool, show: bool, 
         except ConductorError as error:
             fail(error)
         _warn(file, [*(one for one in missing if not one.stops), *without_effect(own, whole)], document)
-        if stops := [Problem(one.said, *document.place(one.place)) for one in missing if one.stops]:
+        if stops := _placed([one for one in missing if one.stops], document):
             _end(file, stops)
     else:
         told = without_effect(own, whole)
         _warn(file, told, document, also=" A server may want some by itself: --server tells.")
+    if not good:
+        sys.exit(1)
     if show:
         values = whole.model_dump(mode="json", exclude_defaults=True)
         click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
     else:
         click.echo(f"{file} can be used.")
+
+
+def _agents(config: Path | None) -> list[str]:
+    """The agents that this server offers."""
+    settings = settings_from(config)
+    try:
+        known = known_agents(settings)
+    except ConductorError as error:
+        fail(error)
+    return [name for name in settings.agents if name in known]
+
+
+def _profiles(file: str) -> list[Path]:
+    """The profiles that belong to the configuration in ``file``: those in the folder beside it."""
+    folder = Path(file).parent / Path(FOLDER).name
+    if file == "-" or not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_file() and name_in(path.name) is not None)
+
+
+def _profiles_good(files: Sequence[Path], agents: list[str] | None) -> bool:
+    """Say what is wrong in these profiles; whether all of them can be used. ``agents``: those of a server, if any."""
+    good = True
+    for file in files:
+        name = name_in(file.name)
+        if name is None:
+            _tell(
+                str(file), Problem("a profile's name has letters, digits, `.`, `_` and `-`; not `none`", 1, 1)
+            )
+            good = False
+            continue
+        try:
+            find(name, [f"{FOLDER}/{one.name}" for one in files])
+            profile, remarks = read_profile(_text(str(file)), name)
+        except ProfileError as error:
+            for problem in error.problems:
+                _tell(str(file), problem)
+            good = False
+            continue
+        if agents is not None and profile.agent is not None and profile.agent not in agents:
+            remarks = [Problem(f"The agent `{profile.agent}` is not offered here.", 1, 1), *remarks]
+        for remark in remarks:
+            _tell(str(file), Problem(f"warning: {remark.message}", remark.line, remark.column))
+    return good
+
+
+def _placed(found: Sequence[NotOffered], document: Document) -> list[Problem]:
+    """What is asked for in vain, each once, where it stands."""
+    return list(dict.fromkeys(Problem(one.said, *document.place(one.place)) for one in found))
 
 
 def _text(file: str) -> str:
@@ -105,8 +177,8 @@ def _tell(file: str, problem: Problem) -> None:
 
 
 def _warn(file: str, remarks: Sequence[NotOffered], document: Document, *, also: str = "") -> None:
-    for one in remarks:
-        _tell(file, Problem(f"warning: {one.said}{also}", *document.place(one.place)))
+    for one in _placed(remarks, document):
+        _tell(file, Problem(f"warning: {one.message}{also}", one.line, one.column))
 
 
 def _end(file: str, problems: Sequence[Problem]) -> NoReturn:

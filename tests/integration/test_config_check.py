@@ -160,6 +160,43 @@ async def test_code_owners_about_whom_there_is_nothing_to_say(tmp_path: Path, fi
         assert await remarks(it, **files) == []
 
 
+MINE = ".github/agents/mine.md"
+GOOD = "---\ndescription: x\n---\nBe quick.\n"
+
+
+async def test_the_profiles_of_pull_requests(tmp_path: Path) -> None:
+    twin = MINE.replace(".md", ".agent.md")
+    vain = "---\ndescription: x\ntools: [a]\nagent: codex\n---\n"
+    async with box(tmp_path, {"README.md": "x\n", ".github/agents/other.md": "broken"}) as it:
+        for branch, files, answer, places in (
+            ("b", {MINE: vain}, True, [(MINE, 1), (MINE, 3)]),
+            ("c", {MINE: "---\nagent: [x]\ndescription: y\n---\n"}, False, [(MINE, 2)]),
+            ("d", {"README.md": "y\n"}, None, []),  # the broken one is not of this pull request
+            ("e", {PATH: "profile: mine\n", MINE: GOOD}, True, []),
+            ("f", {PATH: "profile: gone\n", MINE: "broken"}, False, [(PATH, 1), (MINE, 1)]),
+            ("g", {PATH: "jobs: {a: {profile: gone}}\n"}, True, [(PATH, 1)]),
+            ("h", {MINE: GOOD, twin: GOOD}, False, [(twin, 1), (MINE, 1)]),
+        ):
+            before = len(it.runs())
+            assert await it.check.look(it.repo, await it.pull(branch, **files)) is answer, branch
+            runs = it.runs()[before:]
+            assert [run["conclusion"] == "success" for run in runs] == ([] if answer is None else [answer])
+            repository = it.sandbox.world.repository("acme", "thing")
+            shown = [one for run in runs for one in repository.check_runs[run["id"]].annotations]
+            assert sorted((one["path"], one["start_line"]) for one in shown) == sorted(places), branch
+
+
+async def test_a_profile_that_is_taken_away_and_still_wanted(tmp_path: Path) -> None:
+    async with box(tmp_path, {PATH: "profile: {task: mine, ask: lost}\n", MINE: GOOD}) as it:
+        octocat = it.sandbox.as_user("octocat")
+        await octocat.push_commit(REPO, "x", {MINE: None})
+        number = (await octocat.open_pull(REPO, "x", "Away"))["number"]
+        assert await it.check.look(it.repo, number) is False
+        summary = it.runs()[0]["output"]["summary"]
+        assert "There is no profile `mine` here" in summary
+        assert "lost" not in summary, "it was not there before"
+
+
 async def test_a_pull_request_from_a_fork(tmp_path: Path) -> None:
     async with box(tmp_path) as it:
         mallory = it.sandbox.as_user("mallory")

@@ -14,6 +14,7 @@ from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.github_transport import Patience
 from bot.model import Repo
+from bot.profiles import ProfileError, UnknownProfile
 from bot.repo_config import MAX_BYTES, PATH, RepoConfig, RepoConfigError
 from bot.repo_layers import ServerRules
 from bot.sandbox.faults import Fault
@@ -141,3 +142,53 @@ async def test_the_servers_word_stands_above(tmp_path: Path) -> None:
         config = await strict.repo_config(repo)
         assert config.approvals.final.required == 2
         assert config.who.may_ask.permission == "admin"
+
+
+MINE = ".github/agents/mine.md"
+GOOD = "---\ndescription: {}\n---\nBe quick.\n"
+
+
+async def test_a_profile_is_the_default_branchs_own_or_a_bundled_one(tmp_path: Path) -> None:
+    files = {
+        MINE: GOOD.format("main"),
+        ".github/agents/Reviewer.agent.md": GOOD.format("own"),
+        ".github/agents/README.md": "x",
+        ".github/agents/sub/inner.md": GOOD.format("inner"),
+    }
+    async with reader(tmp_path, **files) as (sandbox, facts, repo):
+        octocat = sandbox.as_user("octocat")
+        await octocat.push_commit(
+            "acme/thing", "other", {MINE: GOOD.format("evil"), ".github/agents/x.md": GOOD.format("evil")}
+        )
+        assert (await facts.profile(repo, "MINE")).description == "main"
+        shadowing = await facts.profile(repo, "reviewer")
+        assert (shadowing.description, shadowing.bundled) == ("own", False)
+        assert (await facts.profile(repo, "planner")).bundled
+        assert (await facts.profile(repo, "none")).text == ""
+        for name in ("x", "inner", "sub/inner", "../conductor", "README", "../../templates/profiles/planner"):
+            with pytest.raises(UnknownProfile, match="there are `mine`, `Reviewer`, `bug-fixer`"):
+                await facts.profile(repo, name)
+        # what is new is seen at once
+        await octocat.push_commit("acme/thing", "main", {MINE: "broken"})
+        with pytest.raises(ProfileError, match=r"`.github/agents/mine.md` .*line 1, column 1"):
+            await facts.profile(repo, "mine")
+
+
+async def test_a_profile_that_is_no_text(tmp_path: Path) -> None:
+    files: dict[str, str | bytes] = {
+        MINE: b"---\n\xff\n---\n",
+        ".github/agents/long.md": "x" * (MAX_BYTES + 1),
+    }
+    async with reader(tmp_path, **files) as (_, facts, repo):
+        for name, says in (("mine", "it is not text in UTF-8"), ("long", "larger than 64 KiB")):
+            with pytest.raises(ProfileError) as caught:
+                await facts.profile(repo, name)
+            assert says in str(caught.value)
+
+
+async def test_a_github_that_does_not_answer_is_no_missing_profile(tmp_path: Path) -> None:
+    async with reader(tmp_path, **{".github/agents": "a file, no folder"}) as (sandbox, facts, repo):
+        assert await facts.profile_paths(repo) == []
+        sandbox.faults.add(Fault(path=r"/contents/", status=502, times=None))
+        with pytest.raises(GitHubUnavailable):
+            await facts.profile(repo, "planner")

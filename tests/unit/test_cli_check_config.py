@@ -103,6 +103,48 @@ def test_the_organisations_default(folder: Path) -> None:
     assert "together with the organisation's default" in done.stderr
 
 
+def test_the_profiles_beside_it(folder: Path) -> None:
+    agents = folder / ".github/agents"
+    agents.mkdir(parents=True)
+    (agents / "careful.md").write_text("---\ndescription: x\ntools: [Read]\n---\n")
+    (agents / "README.md").write_text("no profile\n")
+    done = run()
+    assert (done.exit_code, done.stdout) == (0, "The profiles in .github/agents can be used.\n"), (
+        "no configuration"
+    )
+    assert done.stderr.startswith(".github/agents/careful.md:3:1: warning: `tools` has no effect here")
+    (folder / ".github/conductor.yml").write_text("profile: {task: Careful, ask: planner}\n")
+    assert (run().exit_code, run().stdout) == (0, ".github/conductor.yml can be used.\n")
+    (agents / "broken.md").write_text("---\ndescription: Use: it\n---\n")
+    done = run()
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert ".github/agents/broken.md:2:17: mapping values are not allowed here\n" in done.stderr
+    (agents / "broken.md").unlink()
+    (folder / ".github/conductor.yml").write_text("profile: gone\njobs: {a: {profile: lost}}\n")
+    done = run()
+    assert done.exit_code == 1
+    (_, warned, failed) = done.stderr.splitlines()
+    assert warned.startswith(
+        ".github/conductor.yml:2:21: warning: There is no profile `lost` here; there are `careful`"
+    )
+    assert failed.startswith(".github/conductor.yml:1:10: There is no profile `gone` here")
+
+
+def test_one_profile(folder: Path) -> None:
+    (folder / "mine.agent.md").write_text("---\ndescription: x\nagent: codex\n---\n")
+    assert run("mine.agent.md").stdout == "mine.agent.md can be used.\n"
+    (folder / "conductor.toml").write_text('agents = ["claude"]\n')
+    done = run("mine.agent.md", "--server", "--config", "conductor.toml")
+    assert (done.exit_code, done.stderr) == (
+        0, "mine.agent.md:1:1: warning: The agent `codex` is not offered here.\n",
+    )  # fmt: skip
+    (folder / "none.md").write_text("---\ndescription: x\n---\n")
+    assert run("none.md").exit_code == 1
+    (folder / "bad.md").write_text("# Hello\n")
+    done = run("bad.md")
+    assert (done.exit_code, done.stderr[:11]) == (1, "bad.md:1:1:")
+
+
 def test_the_help_teaches() -> None:
     shown = run("--help").output
     for part in (
