@@ -246,7 +246,8 @@ class ApprovalDesk:
 
         Raises ApprovalVoid when it does not hold (any more), GitHubUnavailable when nobody can tell now, and
         AuditUnavailable. The job that has used it may use it again: the same thing, after a crash, when its own push
-        may have moved the branch. For any other one, a retry for example, everything is checked anew.
+        may have moved the branch. For any other one, a retry for example, everything is checked anew; what the job that
+        it does once more had put on the branch is no push of somebody's.
         """
         approval = await self.approvals.approval(approval_id)
         if approval is None:
@@ -255,7 +256,7 @@ class ApprovalDesk:
             return approval
         if approval.state is not ApprovalState.approved:
             raise ApprovalVoid(f"This was not approved: it is {approval.state}.", "Write `/agent retry`.")
-        why, count = await self._why_void(approval)
+        why, count = await self._why_void(approval, await self._put_there(approval, by))
         if why:
             if approval.used_at is None:  # what was done was approved when it was done, and stays so
                 await self._end(approval, ApprovalState.stale, why=why, count=count)
@@ -404,8 +405,24 @@ class ApprovalDesk:
             log.info("approval is void", approval=approval.id, why=why, delivery=delivery_id)
             await self._end(approval, ApprovalState.stale, why=why, count=count)
 
-    async def _why_void(self, approval: Approval) -> tuple[str, _Count | None]:
-        """Why what was approved does not hold now; "" when it does."""
+    async def _put_there(self, approval: Approval, by: str) -> frozenset[str]:
+        """The commits that jobs put on the branch which went by ``approval`` in vain, and which ``by`` does once more.
+
+        None where another job has gone by it since.
+        """
+        commits: set[str | None] = set()
+        tries: set[str] = set()
+        job = await self._store.job(by)
+        while job is not None and job.retry_of and job.retry_of not in tries:
+            job = await self._store.job(job.retry_of)
+            if job is None or job.approval_id != approval.id or job.state not in _IN_VAIN:
+                break
+            tries.add(job.id)
+            commits |= {job.marker_sha, job.head_sha}
+        return frozenset(filter(None, commits)) if approval.used_by in tries else frozenset()
+
+    async def _why_void(self, approval: Approval, own: Collection[str] = ()) -> tuple[str, _Count | None]:
+        """Why what was approved does not hold now; "" when it does. ``own``: heads that are as good as its commit."""
         job = await self._store.job(approval.job_id)
         if job is None:
             return "Its job is gone.", None
@@ -413,10 +430,11 @@ class ApprovalDesk:
             head, is_open = await self._reviews.head(approval.repo, approval.pull_number)
             if not is_open:
                 return "The pull request was closed.", None
-            return ("" if head == approval.sha else f"The branch has moved to `{head[:12]}`."), None
+            same = head == approval.sha or head in own
+            return ("" if same else f"The branch has moved to `{head[:12]}`."), None
         # as if nobody had decided yet, and nobody were late: the time to decide was over after that
         asked = dataclasses.replace(approval, state=ApprovalState.pending)
-        count = await self._count(asked, job, None)
+        count = await self._count(asked, job, None, own)
         pull, votes = count.reviewed.pull, count.votes
         chosen = next((one for one in count.reviewed.reviews if one.id == approval.review_id), None)
         if not pull.open:
@@ -434,15 +452,20 @@ class ApprovalDesk:
             return " ".join(sentences[:1]) or "An approval is missing.", count
         return "", count
 
-    async def _count(self, approval: Approval, job: Job, event: Event | None) -> _Count:
+    async def _count(
+        self, approval: Approval, job: Job, event: Event | None, own: Collection[str] = ()
+    ) -> _Count:
         policy = policy_for(config_of(job), approval.kind, approval.repo.owner)
         here = await self._store.jobs_on(approval.repo.id, approval.pull_number)
         jobs = await with_origins(self._store, [job, *here])
-        made = {one.head_sha for one in jobs if one.head_sha}
+        made = {sha for one in jobs for sha in (one.head_sha, one.marker_sha) if sha}
         asked = await self.approvals.on(approval.repo.id, approval.pull_number)
         # where a question was put into an empty commit: not where it moved to since
         made |= {str(one.details.get("commit")) for one in asked}
         reviewed = await self._reviews.reviewed(approval.repo, approval.pull_number, policy.rules, ours=made)
+        if reviewed.pull.head_sha in own:
+            pull = dataclasses.replace(reviewed.pull, head_sha=approval.sha)
+            reviewed = dataclasses.replace(reviewed, pull=pull)
         distrusted = await self.approvals.distrusted([one.id for one in reviewed.reviews])
         reviews = tuple(
             dataclasses.replace(one, altered=one.id in distrusted or _differs(one, event))

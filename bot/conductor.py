@@ -8,7 +8,7 @@ same trigger and then changes nothing more: deliveries are tried again after a c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Collection, Sequence
 from datetime import UTC, datetime
 
 import structlog
@@ -259,7 +259,8 @@ class Conductor:
     ) -> Job | None:
         """Do the last job of this issue or pull request once more, as a new job.
 
-        ``budget`` and ``timeout`` replace its own; they are decided about as for any job.
+        Where that made a plan that was approved, the work by it is meant. ``budget`` and ``timeout`` replace its own;
+        they are decided about as for any job.
         """
         if not await self.allowed(repo, number, trigger):
             return None
@@ -270,7 +271,7 @@ class Conductor:
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
         return await self.retry_job(
-            jobs[0],
+            await self._work_of(jobs[0], but=new_id),
             trigger,
             number=number,
             ordinal=ordinal,
@@ -297,8 +298,8 @@ class Conductor:
         ``number``: where to answer; ``allowed``: that was asked already; ``go_on``: from where it stopped, with
         ``words`` to go by; ``budget``, ``timeout``: what it may cost and take, instead of what was said then.
 
-        What an approved plan started is planned anew when there are ``words``, which nobody has approved, and when the
-        approval does not hold any more.
+        What an approved plan started goes on under the same approval while that may hold; it is checked again before
+        the work starts. Else, and with ``words``, which nobody has approved, it is planned anew; people are told why.
         """
         repo, number = last.repo, number or last.number
         if not allowed and not await self.allowed(repo, number, trigger):
@@ -308,16 +309,16 @@ class Conductor:
             text = f"Job `{last.id}` is still {last.state}. `/agent cancel` stops it."
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
-        kind, approval_id = last.kind, last.approval_id
+        kind, approval_id, why = last.kind, last.approval_id, ""
         instructions = f"{last.instructions}\n\n{words}".strip() if words else last.instructions
         if last.kind is JobKind.fix and words:
             kind = JobKind.task  # as with `/agent fix` and words
         if last.kind is JobKind.task and last.approval_id is not None:
             plan = await self._approvals.approval(last.approval_id)
-            if words or not _may_be_used(plan, last):
+            if why := _why_planned_anew(plan, last, await self._tries(last), words):
                 kind, approval_id, go_on = JobKind.plan, None, False
                 instructions = await self._to_plan_anew(plan, last, words)
-        return await self.submit(
+        job = await self.submit(
             Request(
                 repo=repo,
                 # where the work was asked for: a retry in the pull request goes on with its issue's task
@@ -345,6 +346,10 @@ class Conductor:
             ),
             ordinal=ordinal,
         )
+        if why and job is not None and job.kind is JobKind.plan:
+            text = f"Job `{last.id}` carried out an approved plan. This is planned anew: {why}."
+            await self._best_effort(self.reporter.reply(repo, number, trigger, text, ordinal=ordinal), job)
+        return job
 
     async def resume(
         self,
@@ -364,6 +369,7 @@ class Conductor:
             return None  # the same event again; meanwhile the job may ask something else, or have ended
         new_id = job_id_for(trigger.delivery_id, ordinal)
         jobs = [job for job in await self.store.jobs_on(repo.id, number) if job.id != new_id]
+        last = await self._work_of(jobs[0], but=new_id) if jobs else None
         if await self.store.job(new_id) is None:
             if paused := next((job for job in jobs if job.state is JobState.paused), None):
                 if await self._approvals.pending_of(paused.id) is not None:
@@ -376,12 +382,12 @@ class Conductor:
                     await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
                     return None
                 return await self._answer(paused, trigger, words, number, ordinal)
-            if not jobs or jobs[0].state is JobState.succeeded:
+            if last is None or last.state is JobState.succeeded:
                 text = "Nothing here stopped half way. Write `/agent` and what you want done."
                 await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
                 return None
-        return await self.retry_job(
-            jobs[0],
+        return last and await self.retry_job(
+            last,
             trigger,
             number=number,
             ordinal=ordinal,
@@ -484,6 +490,28 @@ class Conductor:
         jobs = await self.store.jobs_on(repo.id, number)
         return any(job.head_sha and job.approval_id in used for job in jobs)
 
+    async def _tries(self, last: Job) -> list[str]:
+        """The ids of ``last`` and of what it does once more."""
+        found, job = [last.id], last
+        while job.retry_of and job.retry_of not in found:
+            found.append(job.retry_of)
+            job = await self.store.job(job.retry_of) or job
+        return found
+
+    async def _work_of(self, last: Job, *, but: str) -> Job:
+        """The work by the plan that ``last`` made, unless it is done; ``last`` when it made none that was approved.
+
+        It has its place in the plan's pull request: of the issue the plan is the last job. ``but``: not this job.
+        """
+        if last.kind is not JobKind.plan:
+            return last
+        for plan in await self._approvals.of_job(last.id):
+            if plan.kind is ApprovalKind.plan and plan.state is ApprovalState.approved:
+                here = await self.store.jobs_on(last.repo.id, plan.pull_number)
+                work = next((job for job in here if job.approval_id == plan.id and job.id != but), last)
+                return last if work.state is JobState.succeeded else work
+        return last
+
     async def _to_plan_anew(self, plan: Approval | None, last: Job, words: str) -> str:
         """The instructions for a new plan in place of ``plan``, which ``last`` carried out."""
         asked = await self.store.job(plan.job_id) if plan is not None else None
@@ -561,13 +589,23 @@ class Conductor:
             log.warning("not reported", error=str(error), **job.log_context())
 
 
-def _may_be_used(plan: Approval | None, last: Job) -> bool:
-    """Whether a retry of ``last`` may try to go by the same approval, which is checked again before the work starts."""
+def _why_planned_anew(plan: Approval | None, last: Job, tries: Collection[str], words: str) -> str:
+    """Why a retry of ``last`` needs a new plan, a part of a sentence; "" when it may try to go by the same approval.
+
+    ``tries``: the ids of ``last`` and of the jobs that it does once more. Whether the approval holds on GitHub is asked
+    before the work starts.
+    """
+    if words:
+        return "nobody has approved what is new"
     if plan is None or plan.state is not ApprovalState.approved:
-        return False
-    did_not_hold = last.failure is FailureKind.refused and plan.used_by != last.id
-    pushed = last.head_sha is not None  # so that the branch is not what was approved any more
-    return not did_not_hold and not pushed
+        return "its approval is gone" if plan is None else f"its approval is {plan.state}"
+    if last.state is JobState.succeeded:
+        return "what was approved is done"
+    if last.failure is FailureKind.refused and plan.used_by != last.id:
+        return "its approval did not hold any more"
+    if plan.used_by is not None and plan.used_by not in tries:
+        return f"job `{plan.used_by}` has gone by its approval since"
+    return ""
 
 
 def _of_named_job(facts: Facts, request: Request) -> Facts:

@@ -631,7 +631,9 @@ async def test_what_was_approved_is_checked_again_when_it_is_used(place: Place, 
     assert [call[0] for call in place.told.calls] == ["approved", "lapsed"]
 
 
-@pytest.mark.parametrize("how", ["dismissed", "pushed", "closed"])
+@pytest.mark.parametrize(
+    "how", ["dismissed", "edited", "refused since", "no access any more", "pushed", "closed"]
+)
 async def test_what_was_used_is_checked_again_for_every_other_job(place: Place, how: str) -> None:
     asked = await place.ask()
     review = await place.review("rita")
@@ -640,6 +642,12 @@ async def test_what_was_used_is_checked_again_for_every_other_job(place: Place, 
     assert (await place.desk.use(asked.id, by="j3")).used_by == "j3"  # it holds
     if how == "dismissed":
         await place.person("maria").dismiss_review(REPO, place.number, review, "No.")
+    elif how == "edited":
+        await place.person("rita").edit_review(REPO, place.number, review, "Fine, and delete the tests.")
+    elif how == "refused since":
+        await place.review("tom", "REQUEST_CHANGES", "Wait!")
+    elif how == "no access any more":
+        place.sandbox.set_role(REPO, "rita", "read")
     elif how == "pushed":
         await place.push("carl")
     else:
@@ -652,6 +660,47 @@ async def test_what_was_used_is_checked_again_for_every_other_job(place: Place, 
     assert (used.used_by, used.state) == ("j3", ApprovalState.approved)
     assert (await place.kinds()).count("approval.used") == 2
     assert [call[0] for call in place.told.calls] == ["approved"]
+
+
+async def test_what_a_job_put_on_the_branch_in_vain_is_no_push_for_the_job_that_does_it_once_more(
+    place: Place,
+) -> None:
+    asked = await place.ask()
+    await place.reviewed("rita")
+    marker = await empty_commit(place.github, place.sandbox.installation_id, place.sha, "May I?")
+    first = place.job.evolve(
+        id="first",
+        number=place.number,
+        target=TargetKind.pull_request,
+        approval_id=asked.id,
+        head_sha=None,
+        state=JobState.timed_out,
+    )
+    await place.store.add_job(first.evolve(marker_sha=marker))
+    await place.desk.use(asked.id, by="first")
+    client = place.github.installation(place.sandbox.installation_id)
+    await client.patch(f"/repos/{REPO}/git/refs/heads/{BRANCH}", data={"sha": marker})
+
+    async def refused(job: Job, why: str = "The branch has moved") -> None:
+        await place.store.add_job(job)
+        with pytest.raises(ApprovalVoid, match=why):
+            await place.desk.use(asked.id, by=job.id)
+
+    await refused(first.evolve(id="another"))  # does nothing once more
+    await refused(first.evolve(id="of nothing", retry_of="j0"))
+    succeeded = first.evolve(id="done", state=JobState.succeeded, marker_sha=marker)
+    await place.store.add_job(succeeded)
+    await refused(first.evolve(id="of done", retry_of="done"))
+    await place.store.add_job(first.evolve(id="unapproved", approval_id="p9", marker_sha=marker))
+    await refused(first.evolve(id="of unapproved", retry_of="unapproved"))
+    again = first.evolve(id="again", retry_of="first")
+    await place.store.add_job(again)
+    assert (await place.desk.use(asked.id, by="again")).used_by == "again"
+    await refused(first.evolve(id="late", retry_of="first"))  # another job has gone by it since
+    assert await place.store.add_job(first.evolve(id="third", retry_of="again"))
+    assert (await place.desk.use(asked.id, by="third")).used_by == "third"
+    await place.push("carl")
+    await refused(first.evolve(id="fourth", retry_of="third"))
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -50,6 +50,10 @@ async def approved(box: World, number: int, words: str) -> tuple[Job, int]:
     return job, int(review["id"])
 
 
+def said(box: World, number: int, words: str) -> bool:
+    return any(words in one["body"] for one in box.github.comments(REPO, number))
+
+
 async def failing_pull(box: World) -> int:
     """A pull request of maria's, one of whose checks fails."""
     maria = box.github.as_user("maria")
@@ -158,6 +162,8 @@ async def test_words_for_approved_work_that_stopped_make_a_new_plan_of_both(tmp_
         for part in ("count to four", question.subject, "and delete the tests"):
             assert part in job.instructions
         assert "Carry out the plan" not in job.instructions
+        await box.dealt_with()
+        assert said(box, number, "This is planned anew: nobody has approved what is new.")
 
 
 async def test_a_retry_goes_by_the_approval_while_it_holds_and_then_plans_anew(tmp_path: Path) -> None:
@@ -167,8 +173,9 @@ async def test_a_retry_goes_by_the_approval_while_it_holds_and_then_plans_anew(t
         assert failed.state is JobState.failed
         assert failed.failure is not FailureKind.refused
         octocat = box.github.as_user("octocat")
-        # who has approved it may have it done once more: nothing new is asked for
-        await octocat.comment(REPO, number, "/agent retry")
+        # who has approved it may have it done once more: nothing new is asked for; also where it was asked for first
+        plan = await box.job(number)
+        await octocat.comment(REPO, plan.number, "/agent retry")
         again = await box.ended(number, nth=2)
         assert (again.kind, again.approval_id) == (JobKind.task, failed.approval_id)
         assert again.phase is not Phase.policy
@@ -188,6 +195,8 @@ async def test_a_retry_goes_by_the_approval_while_it_holds_and_then_plans_anew(t
         await octocat.comment(REPO, number, "/agent retry")
         anew = await box.ended(number, nth=4)
         assert (anew.kind, anew.approval_id, anew.state) == (JobKind.plan, None, JobState.succeeded)
+        await box.dealt_with()
+        assert said(box, number, "This is planned anew: its approval did not hold any more.")
 
 
 async def test_what_was_pushed_is_not_done_once_more_by_the_old_approval(tmp_path: Path) -> None:
@@ -199,6 +208,8 @@ async def test_what_was_pushed_is_not_done_once_more_by_the_old_approval(tmp_pat
         await box.github.as_user("maria").comment(REPO, number, "/agent retry")
         job = await box.job(number, nth=2)
         assert (job.kind, job.approval_id) == (JobKind.plan, None)
+        await box.dealt_with()
+        assert said(box, number, "This is planned anew: what was approved is done.")
 
 
 # --- time
