@@ -183,6 +183,16 @@ class ApprovalStore:
         where = and_(approvals.c.id == approval.id, approvals.c.state == str(approval.state))
         return await self._update(where, settled_at=datetime.now(UTC))
 
+    async def rebased(self, repo_id: int, number: int, at: datetime) -> None:
+        """Remember when a pull request got another base branch, the last time."""
+        key = _rebased(repo_id, number)
+        insert = self._new(answers).values(key=key, said_at=at)
+        later = {"said_at": at}
+        async with self.engine.begin() as connection:
+            await connection.execute(
+                insert.on_conflict_do_update(index_elements=["key"], set_=later, where=answers.c.said_at < at)
+            )
+
     async def distrust(self, review_id: int) -> None:
         """Remember that somebody else than its author changed the text of a review."""
         values = {"key": _distrusted(review_id), "said_at": datetime.now(UTC)}
@@ -197,6 +207,12 @@ class ApprovalStore:
         query = select(answers.c.key).where(answers.c.key.in_(list(keys)))
         async with self.engine.connect() as connection:
             return frozenset(keys[row.key] for row in await connection.execute(query))
+
+    async def rebased_at(self, repo_id: int, number: int) -> datetime | None:
+        """When a pull request got another base branch, the last time that we know of."""
+        query = select(answers.c.said_at).where(answers.c.key == _rebased(repo_id, number))
+        async with self.engine.connect() as connection:
+            return (await connection.execute(query)).scalar_one_or_none()
 
     async def approval(self, approval_id: str) -> Approval | None:
         """The approval, or None."""
@@ -290,6 +306,10 @@ class ApprovalStore:
 
 def _distrusted(review_id: int) -> str:
     return f"altered-review:{review_id}"
+
+
+def _rebased(repo_id: int, number: int) -> str:
+    return f"rebased:{repo_id}-{number}"
 
 
 def _pending() -> ColumnElement[bool]:

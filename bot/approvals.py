@@ -107,7 +107,7 @@ class Subject:
     bot_id: int  # the App's own account
     state: ApprovalState = ApprovalState.pending
     expires_at: datetime | None = None
-    since: datetime | None = None  # a yes to what was not asked yet is none
+    since: datetime | None = None  # a yes from before that is none: it was about something else
     #: A no stays across pushes, as it does on GitHub's own page: for the pull request as a whole, not for a question.
     sticky: bool = False
 
@@ -335,10 +335,13 @@ def _after_asking(review: Review, subject: Subject) -> Reason:
     early = bool(subject.since and review.submitted_at and _before(review.submitted_at, subject.since))
     said = (
         "The review was submitted before this was asked. Look at what is asked now, and submit the review again."
-        if early
-        else "It was."
+        if not subject.sticky
+        else "The review was submitted before the pull request got another base branch, about another change. "
+        "Look at what it changes now, and submit the review again."
     )
-    return Reason(question="was it submitted after this was asked", ok=not early, said=said)
+    return Reason(
+        question="was it submitted after this was asked", ok=not early, said=said if early else "It was."
+    )
 
 
 def _meant(review: Review, question: Approval) -> bool:

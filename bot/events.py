@@ -98,6 +98,7 @@ class Event:
     open: bool
     merged: bool = False
     head_sha: str | None = None  # of the pull request, where the event tells
+    rebased_at: datetime | None = None  # when it got another base branch, by GitHub's clock; None: it did not
     label: str | None = None
     comment: Comment | None = None
     opened_by: Actor | None = None  # when it is new: its author, who sent it
@@ -151,6 +152,7 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             open=subject.get("state", "open") == "open",
             merged=bool(subject.get("merged")),
             head_sha=_head_of(payload.get("pull_request")),
+            rebased_at=_rebased_at(payload),
             label=str(payload["label"]["name"]) if payload.get("label") else None,
             comment=_comment(name, comment) if comment else None,
             opened_by=_opened_by(payload, subject),
@@ -226,6 +228,13 @@ def _short_repo(repository: Mapping[str, Any], installation_id: int) -> Repo:
 def _head_of(pull: Mapping[str, Any] | None) -> str | None:
     sha = (pull or {}).get("head", {}).get("sha")
     return str(sha) if sha else None
+
+
+def _rebased_at(payload: Mapping[str, Any]) -> datetime | None:
+    """See https://docs.github.com/en/webhooks/webhook-events-and-payloads?actionType=edited#pull_request ."""
+    if payload.get("action") != "edited" or not (payload.get("changes") or {}).get("base"):
+        return None
+    return _moment((payload.get("pull_request") or {}).get("updated_at"))
 
 
 def _moment(text: object) -> datetime | None:

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from datetime import datetime
 
 import structlog
 
@@ -113,6 +114,14 @@ class FinalCheck:
         for one in said:
             await self._follow(repo, one, config, request=request and one.number == number)
         return bool(said) and all(_approved(one) for one in said)
+
+    async def rebased(self, repo: Repo, number: int, at: datetime) -> None:
+        """A pull request got another base branch: its change is another one, and others may own it there.
+
+        Its head stays, and so would what was said of it.
+        """
+        await self._approvals.rebased(repo.id, number, at)
+        await self.update(repo, number, others=True)
 
     async def queued(self, repo: Repo, number: int, sha: str) -> None:
         """Show it on a merge queue's commit ``sha``, which GitHub made of ``number`` and what stands before it."""
@@ -235,7 +244,8 @@ class FinalCheck:
         made |= {str(one.details.get("commit")) for one in asked}
         reviewed = await self._reviews.reviewed(repo, head.number, policy.rules, ours=made)
         reviewed = dataclasses.replace(reviewed, reviews=told_apart(reviewed.reviews, asked))
-        votes = await self._votes(reviewed, jobs, policy)
+        since = await self._approvals.rebased_at(repo.id, head.number)
+        votes = await self._votes(reviewed, jobs, policy, since)
         askers = [job.trigger.actor.login for job in jobs if job.trigger.actor.id in askers_of([job])]
         return _Said(
             number=head.number,
@@ -244,9 +254,13 @@ class FinalCheck:
             counted=_Counted(reviewed=reviewed, votes=votes, policy=policy, askers=tuple(askers)),
         )
 
-    async def _votes(self, reviewed: Reviewed, jobs: list[Job], policy: ApprovalPolicy) -> Tally:
+    async def _votes(
+        self, reviewed: Reviewed, jobs: list[Job], policy: ApprovalPolicy, since: datetime | None
+    ) -> Tally:
         me = (await self._github.identity()).user_id
-        subject = Subject(sha=reviewed.pull.head_sha, askers=askers_of(jobs), bot_id=me, sticky=True)
+        subject = Subject(
+            sha=reviewed.pull.head_sha, askers=askers_of(jobs), bot_id=me, since=since, sticky=True
+        )
         return tally(reviewed.reviews, reviewed.people, subject, reviewed.pull, policy)
 
     # --- showing

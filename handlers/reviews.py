@@ -34,6 +34,14 @@ async def head_moved(event: Event, bot: Bot) -> None:
     await bot.final.update(event.repo, event.number, request=event.action != "synchronize", others=True)
 
 
+@router.on("pull_request", "edited")
+async def base_changed(event: Event, bot: Bot) -> None:
+    """Another base branch: what people approved was another change, perhaps with other code owners."""
+    if event.rebased_at is not None:
+        await bot.desk.pushed(event.repo, event.number)
+        await bot.final.rebased(event.repo, event.number, event.rebased_at)
+
+
 @router.on("pull_request", "closed")
 async def pull_closed(event: Event, bot: Bot) -> None:
     """Nobody need decide about it any more."""

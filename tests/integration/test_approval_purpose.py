@@ -6,10 +6,13 @@ import dataclasses
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from bot.model import ApprovalKind, ApprovalState, JobState, TargetKind
+from handlers.reviews import base_changed
 from tests.integration.test_approval_desk import BRANCH, REPO, Place, world
 
 
@@ -84,6 +87,35 @@ async def test_the_answer_to_a_question_is_no_approval_of_the_pull_request(tmp_p
         await place.final.update(place.repo, place.number)
         pull = await place.person("maria").request("GET", f"/repos/{REPO}/pulls/{place.number}")
         assert pull["merged"] is True
+
+
+async def test_another_base_branch_is_another_change_of_the_same_commits(tmp_path: Path) -> None:
+    async with world(tmp_path, yaml="approvals:\n  final:\n    required: 1\n") as place:
+        carl = place.person("carl")
+        await carl.push_commit(REPO, "below", {"evil.py": "import os\n"})
+        await carl.request("PATCH", f"/repos/{REPO}/pulls/{place.number}", {"base": "below"})
+        review = await place.review("rita", body="Harmless.")
+        await place.final.update(place.repo, place.number)
+        shown = await place.check()
+        assert shown is not None
+        assert shown["conclusion"] == "success"
+        pull = place.sandbox.world.repository("acme", "thing").issues[place.number].pull
+        assert pull is not None
+        pull.reviews[review].submitted_at -= timedelta(seconds=5)  # type: ignore[operator]
+        await carl.request("PATCH", f"/repos/{REPO}/pulls/{place.number}", {"base": "main"})
+        bot = cast(Any, SimpleNamespace(desk=place.desk, final=place.final))
+        await base_changed(place.event("pull_request"), bot)
+        shown = await place.check()
+        assert shown is not None
+        assert (shown["conclusion"], shown["output"]["title"]) == (None, "1 approval is missing")
+        assert "got another base branch" in shown["output"]["summary"]
+        await carl.request("PATCH", f"/repos/{REPO}/pulls/{place.number}", {"title": "Only words"})
+        await place.review("rita", body="As it is now.")
+        await base_changed(place.event("pull_request"), bot)
+        await place.final.update(place.repo, place.number)
+        shown = await place.check()
+        assert shown is not None
+        assert shown["conclusion"] == "success"
 
 
 async def test_whose_words_are_done_once_more_asked_for_it(place: Place) -> None:
