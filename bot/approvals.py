@@ -349,7 +349,7 @@ def _meant(review: Review, question: Approval) -> bool:
     at = review.submitted_at
     if at is None or review.commit_id != question.sha or _before(at, question.asked_at):
         return False
-    return question.decided_at is None or at <= question.decided_at
+    return question.decided_at is None or _before(at, question.decided_at)
 
 
 def _before(submitted: datetime, since: datetime) -> bool:
