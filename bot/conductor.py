@@ -524,7 +524,7 @@ class Conductor:
         """A job that has not ended and does the very same: two people set the label, or one did twice."""
         if job.instructions or job.retry_of:
             return None  # words of one's own are never quite the same; they wait for their turn
-        same = ("number", "kind", "agent", "model", "instructions")
+        same = ("number", "kind", "agent", "model", "instructions", "profile", "named")
         for other in await self.store.jobs_on(job.repo.id, job.number):
             alike = all(getattr(other, name) == getattr(job, name) for name in same)
             if alike and not other.state.final and not other.cancel_requested_by and other.id != job.id:

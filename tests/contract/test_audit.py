@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import pwd
@@ -22,6 +23,7 @@ from bot.config import fixed_settings
 from bot.database import create_engine
 from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
 from bot.policy import Decision
+from bot.profiles import Profile, keep
 from bot.reasons import Reason, all_of, as_data
 from bot.redact import MASK, Redactor
 from bot.schema import audit_head, jobs
@@ -262,7 +264,8 @@ async def test_a_job_s_life_is_in_the_trail(engine: AsyncEngine, trail: Audit) -
     yes = all_of(
         "may be done", [Reason(question="may the asker write", ok=True, said="@alice has write access.")]
     )
-    assert await store.add_job(job(), because=yes)
+    profile = keep(Profile(name="reviewer", text="Look closely.", bundled=True))
+    assert await store.add_job(job(config={"agent": "claude", **profile}), because=yes)
     assert not await store.add_job(job(), because=yes), "the same trigger again: no second entry"
     claimed = await store.claim_next("host-a")
     assert claimed is not None
@@ -276,6 +279,11 @@ async def test_a_job_s_life_is_in_the_trail(engine: AsyncEngine, trail: Audit) -
     assert (accepted.kind, accepted.actor_id, accepted.delivery_id) == ("job.accepted", 3, "d1")
     assert accepted.decision == as_data(yes)
     assert accepted.details["asked"] == f"fix it with {MASK}"
+    assert accepted.details["config"] == {"agent": "claude"}
+    assert accepted.details["profile"] == {
+        "name": "reviewer", "bundled": True, "asked": False,
+        "sha256": hashlib.sha256(b"Look closely.").hexdigest(),
+    }  # fmt: skip
     assert (answered.kind, answered.actor_id, answered.delivery_id) == ("job.answered", 3, "d9")
     assert answered.details == {"question": "Which?", "answer": "This one."}
     assert (ended.kind, ended.actor, ended.sha) == ("job.ended", CONDUCTOR, "b" * 40)
