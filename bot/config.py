@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import socket
 import tomllib
 from contextlib import suppress
@@ -35,6 +36,10 @@ from bot.repo_rules import Permission
 
 ENV_PREFIX = "CONDUCTOR_"
 CONFIG_FILE_VARIABLE = "CONDUCTOR_CONFIG"
+
+
+#: How providers name the versions of a model: claude-sonnet-4-5-20250929, gpt-5-2025-08-07, gemini-2.5-pro-001.
+_DATED = re.compile(r"-(?:20\d{6}|20\d\d-\d\d-\d\d|0\d\d|latest)$")
 
 
 class Price(BaseModel):
@@ -401,10 +406,12 @@ class Settings(BaseSettings):
         return host.strip("[]"), int(port)
 
     def price_of(self, model: str) -> Price | None:
-        """The price of ``model``: its own, or that of the longest configured name that it starts with."""
+        """The price of ``model``: its own, or that of the model whose dated version it is.
+
+        A name that goes on in another way is another model: GPT-5 pro costs twelve times as much as GPT-5.
+        """
         table = DEFAULT_PRICES | self.prices
-        names = [name for name in table if model == name or model.startswith(name + "-")]
-        return table[max(names, key=len)] if names else None
+        return table.get(model) or table.get(_DATED.sub("", model))
 
     def secrets(self) -> tuple[str, ...]:
         """Every secret value that must never be published, for the redactor."""

@@ -249,8 +249,22 @@ def test_cost_is_none_without_a_price(model: str) -> None:
 
 
 def test_dated_models_have_the_price_of_their_family() -> None:
-    usage = price(Usage(input_tokens=1_000_000), "claude-sonnet-4-5-20250929", fixed_settings().price_of)
-    assert usage.cost == pytest.approx(3)
+    prices = fixed_settings(prices={"gemini-2.5-pro": {"input": 7, "output": 8}}).price_of
+    for model, cost in {
+        "claude-sonnet-4-5-20250929": 3,
+        "claude-haiku-4-5-latest": 1,
+        "gpt-5-2025-08-07": 1.25,
+        "gemini-2.5-pro-002": 7,
+    }.items():
+        assert price(Usage(input_tokens=1_000_000), model, prices).cost == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt-5-pro", "gpt-5-pro-2025-10-06", "gpt-5-mini", "gpt-5-codex-max", "gpt-5-"]
+)
+def test_another_model_of_the_family_has_no_price_by_its_name(model: str) -> None:
+    """gpt-5-pro costs twelve times as much as gpt-5: no budget would have held."""
+    assert price(Usage(input_tokens=1_000_000), model, fixed_settings().price_of).cost is None
 
 
 def test_gemini_without_server_sent_events_is_one_array() -> None:
