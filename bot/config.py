@@ -14,7 +14,7 @@ import tomllib
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -437,10 +437,10 @@ class Settings(BaseSettings):
             values.append(self.private_key_pem.strip())
         with suppress(ConfigurationError):  # set on the worker hosts only
             values.append(self.signing_key_text)
-        values.extend(
-            urlsplit(url).password or "" for url in (self.redis_url, self.database_url, self.egress_upstream)
-        )
-        return tuple(value for value in values if value)
+        for url in (self.redis_url, self.database_url, self.egress_upstream):
+            password = urlsplit(url).password or ""
+            values += [password, unquote(password)]  # drivers quote it as it is meant
+        return tuple(dict.fromkeys(value for value in values if value))
 
     def require(self, *names: Annotated[str, "setting names"]) -> None:
         """Fail with one clear message when any of the settings ``names`` is empty."""

@@ -132,3 +132,8 @@ def test_the_example_file_names_every_setting_with_its_default() -> None:
     # these have no default that TOML can say (the machine's name, none): an example stands there
     for name in set(Settings.model_fields) - {"host_name", "image_ca_bundle"}:
         assert getattr(given, name) == getattr(defaults, name), name
+
+
+def test_a_password_in_a_url_is_a_secret_as_it_stands_and_as_it_is_meant() -> None:
+    found = fixed_settings(database_url="postgresql+asyncpg://bot:p%40ss%2Fword%21@db/bot").secrets()
+    assert found == ("p%40ss%2Fword%21", "p@ss/word!")
