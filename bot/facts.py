@@ -15,7 +15,7 @@ from cachetools import TTLCache
 
 from bot.github import GitHub, path
 from bot.github_errors import Forbidden, NotFound
-from bot.model import Actor, Repo, Request, TargetKind
+from bot.model import Actor, JobKind, Repo, Request, TargetKind
 from bot.people import PeopleFinder
 from bot.policy import Facts, authorize, kind_for
 from bot.profiles import FOLDER as PROFILES
@@ -152,8 +152,9 @@ class FactFinder:
         """
         if not authorize(facts).allowed or facts.config_problem:
             return facts
-        name = request.profile or facts.config.profile.usual(kind_for(facts, request))
-        if name is None:
+        kind = kind_for(facts, request)
+        name = request.profile or facts.config.profile.usual(kind)
+        if name is None or kind is JobKind.release:  # which has no agent
             return facts
         try:
             profile = await self.profile(request.repo, name)

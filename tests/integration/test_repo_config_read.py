@@ -13,7 +13,8 @@ from bot.errors import GitHubUnavailable
 from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.github_transport import Patience
-from bot.model import Repo
+from bot.model import Actor, JobKind, Repo, Request, TargetKind, Trigger
+from bot.policy import Facts
 from bot.profiles import ProfileError, UnknownProfile
 from bot.repo_config import MAX_BYTES, PATH, RepoConfig, RepoConfigError
 from bot.repo_layers import ServerRules
@@ -192,3 +193,21 @@ async def test_a_github_that_does_not_answer_is_no_missing_profile(tmp_path: Pat
         sandbox.faults.add(Fault(path=r"/contents/", status=502, times=None))
         with pytest.raises(GitHubUnavailable):
             await facts.profile(repo, "planner")
+        # for a stranger, and for a job without an agent, nothing is read
+        maria = Actor(login="maria", id=7, type="User")
+        request = Request(
+            repo=repo,
+            number=1,
+            target=TargetKind.issue,
+            trigger=Trigger(delivery_id="d", event="issue_comment.created", actor=maria),
+            instructions="x",
+            title="",
+            body="",
+            profile="planner",
+        )
+        stranger = Facts(actor=maria, permission="read")
+        assert await facts.with_profile(request, stranger) == stranger
+        writer = Facts(actor=maria, permission="write")
+        assert await facts.with_profile(request.evolve(kind=JobKind.release), writer) == writer
+        with pytest.raises(GitHubUnavailable):
+            await facts.with_profile(request, writer)
