@@ -123,6 +123,7 @@ class Conductor:
                 unserved=await self.store.unserved(facts.config.needs),
                 config_problem=facts.config_problem or self._not_offered(facts.config),
                 planned=await self._planned(request.repo, request.number),
+                labels=await self._labels(request, facts),
             )
             facts = await self._facts.with_profile(request, facts)
             choice = choose(self.rules, facts.config, request, facts.profile)
@@ -489,6 +490,15 @@ class Conductor:
             return False
         jobs = await self.store.jobs_on(repo.id, number)
         return any(job.head_sha and job.approval_id in used for job in jobs)
+
+    async def _labels(self, request: Request, facts: Facts) -> tuple[str, ...]:
+        """The labels that count: also those of what a pull request of ours came from, whose work it goes on with."""
+        labels = facts.labels
+        if request.target is TargetKind.pull_request and facts.config.approvals.plan.labels:
+            here = await self.store.jobs_on(request.repo.id, request.number)
+            for number in sorted({job.number for job in here} - {request.number}):
+                labels += await self._facts.labels(request.repo, number)
+        return labels
 
     async def _tries(self, last: Job) -> list[str]:
         """The ids of ``last`` and of what it does once more."""

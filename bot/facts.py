@@ -14,7 +14,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from bot.github import GitHub, path
-from bot.github_errors import Forbidden, NotFound
+from bot.github_errors import Forbidden, NotFound, Redirected
 from bot.model import Actor, JobKind, Repo, Request, TargetKind
 from bot.people import PeopleFinder
 from bot.policy import Facts, authorize, kind_for
@@ -116,7 +116,7 @@ class FactFinder:
             fork_moved=pull is not None and pull.from_fork and _may_have_moved(request, pull),
             config=config,
             config_problem=problem,
-            labels=tuple(str(label.get("name") or "") for label in issue.get("labels") or ()),
+            labels=_labels(issue),
             public=public,
             author=author,
             title_now=str(issue.get("title") or ""),
@@ -302,6 +302,13 @@ class FactFinder:
         found: Mapping[str, Any] = await self._get(repo, "/issues/{number}", number=number)
         return found
 
+    async def labels(self, repo: Repo, number: int) -> tuple[str, ...]:
+        """The labels of an issue or pull request; of one that is gone, none."""
+        try:
+            return _labels(await self._issue(repo, number))
+        except (NotFound, Redirected):
+            return ()
+
     async def default_branch(self, repo: Repo) -> str:
         """The name of the repository's default branch."""
         return str((await self._get(repo, ""))["default_branch"])
@@ -371,6 +378,10 @@ def _with(facts: Facts, standing: Standing) -> Facts:
         unknown_teams=standing.unknown_teams,
         code_owner=standing.owner,
     )
+
+
+def _labels(issue: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(label.get("name") or "") for label in issue.get("labels") or ())
 
 
 def _actor(user: Mapping[str, Any] | None) -> Actor | None:

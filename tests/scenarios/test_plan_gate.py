@@ -108,6 +108,24 @@ async def test_feedback_on_approved_work_that_pushed_nothing_makes_a_plan(tmp_pa
         assert (await box.job(number, nth=2)).kind is JobKind.plan
 
 
+async def test_a_label_that_wants_a_plan_holds_in_the_issue_s_pull_request_too(tmp_path: Path) -> None:
+    async with world(tmp_path) as box:
+        maria = box.github.as_user("maria")
+        rules = "approvals:\n  plan: {labels: [risky]}\n"
+        await maria.push_commit(REPO, "main", {".github/conductor.yml": rules})
+        issue = (await maria.open_issue(REPO, "Numbers", STEPS))["number"]
+        await maria.add_label(REPO, issue, "risky")
+        await maria.add_label(REPO, issue, "agent")
+        assert (await box.ended(issue)).kind is JobKind.plan
+        await box.dealt_with()
+        (pull,) = box.github.pulls(REPO)
+        assert pull["labels"] == []
+        await box.stop_worker()
+        await maria.comment(REPO, int(pull["number"]), f"/agent\n{STEPS}")
+        job = await box.job(int(pull["number"]), nth=1)
+        assert (job.kind, job.approval_id) == (JobKind.plan, None)
+
+
 # --- fix
 
 
