@@ -134,7 +134,11 @@ class Reporter:
         }
 
     async def progress(self, job: Job, *, lines: Sequence[str] = (), todo: Sequence[ToDo] = ()) -> None:
-        """Show what an agent is doing: in the job's comment and, where it has a commit to stand on, its check run."""
+        """Show what an agent is doing: in the job's comment and, where it has a commit to stand on, its check run.
+
+        Raises StaleAttempt when a newer attempt owns the job: what this one does is not the job's any more.
+        """
+        await self._store.check_fence(job.id, job.fence)
         await self.sticky(job, progress=lines, todo=todo)
         for sha in shown_on(job):
             await self.check(job, sha, progress=lines, todo=todo)

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from bot.errors import StaleAttempt
+from bot.github import GitHub
 from bot.model import Job, JobState, Phase
+from bot.report import Reporter
 from bot.sandbox.faults import Fault
 from bot.schema import shelf
 from tests.scenarios.world import REPO, World, world
@@ -91,6 +94,9 @@ async def test_28_a_zombie_is_stopped_and_does_not_spend_its_whole_time(tmp_path
         job = await working(box, "echo 1 > one.txt; sleep 600")
         before = told(box, job)
         taken = await lost(box, job)
+        async with GitHub.from_settings(box.settings) as github:
+            with pytest.raises(StaleAttempt):
+                await Reporter(github, box.store, box.redactor).progress(job, lines=["I am still at it."])
         await left(box, job)
         await nothing_changed(box, taken, before)
         async with box.store.engine.connect() as connection:
