@@ -30,6 +30,7 @@ def test_the_wheel_plays_the_story(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(unpacked)
     assert not [name for name in names if name.startswith("tests/")]
+    assert "templates/profiles/reviewer.md" in names, "what is read without Jinja comes along, too"
 
     # Python looks here before it looks into the checkout
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CONDUCTOR_")}
