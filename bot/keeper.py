@@ -1,14 +1,17 @@
-"""Keeps what a thread needs to go on: the agent's session after every turn, and work that was not published."""
+"""Keeps what a thread needs to go on: the agent's session after every turn, unfinished work, words not told yet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import orjson
 import structlog
 
 from bot.errors import ConductorError, InfrastructureError
-from bot.model import Job
+from bot.model import Job, Result
 from bot.shelf import Shelf
 from runners import work
 from runners.gateway.desk import Desk
@@ -79,6 +82,10 @@ class Keeper:
         finally:
             bundle.unlink(missing_ok=True)
 
+    async def has_held_back(self, job: Job) -> bool:
+        """Whether the whole of the job's change is kept, so that the rest can be pushed when somebody approves it."""
+        return await self._shelf.has(job.thread_id, _held_back(job.id))
+
     async def bring_held_back(self, job: Job, origin: str, repository: Path) -> str | None:
         """Take the whole change of the job ``origin`` into ``repository``; its newest commit, or None: it is gone."""
         bundle = repository.with_name("held.bundle")
@@ -89,9 +96,29 @@ class Keeper:
         finally:
             bundle.unlink(missing_ok=True)
 
+    async def keep_words(self, job: Job, desk: Desk, result: Result) -> None:
+        """Keep what the agent says until it is told: this host may be lost right after the push."""
+        words = desk.directory / "words.json"
+        try:
+            words.write_bytes(orjson.dumps(asdict(result)))
+            await self._try_to_keep(job, _words(job.id), words)
+        except OSError as error:
+            log.warning("the agent's words are not kept", error=str(error))
+        finally:
+            words.unlink(missing_ok=True)
+
+    async def bring_words(self, job: Job, *, scratch: Path) -> Result | None:
+        """What :meth:`keep_words` kept; None when that is nothing. ``scratch``: a folder to read it in."""
+        with TemporaryDirectory(dir=scratch) as folder:
+            words = Path(folder) / "words.json"
+            if not await self._shelf.fetch(job.thread_id, _words(job.id), words):
+                return None
+            return Result(**orjson.loads(words.read_bytes()))
+
     async def forget_work(self, job: Job) -> None:
-        """The job's work is published: nobody goes on from what it was before."""
-        await self._shelf.remove(job.thread_id, _work(job.id))
+        """The job's work is published, and told: nobody goes on from what it was before."""
+        for name in (_work(job.id), _words(job.id)):
+            await self._shelf.remove(job.thread_id, name)
 
     async def _try_to_keep(self, job: Job, name: str, source: Path) -> bool:
         try:
@@ -108,6 +135,10 @@ def _session(job: Job) -> str:
 
 def _held_back(job_id: str) -> str:
     return f"{job_id}.held-back"
+
+
+def _words(job_id: str) -> str:
+    return f"{job_id}.words"
 
 
 def _work(job_id: str) -> str:

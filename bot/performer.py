@@ -204,11 +204,11 @@ class _Attempt:
         if self.job.state.final:  # killed after the end was written, before the traces were removed
             await self._say_the_end()
             return
-        if await self._published_before():
-            await self.end(JobState.succeeded)
-            return
         if self.job.kind is JobKind.release:
             await self._release()
+            return
+        if await self._published_before():
+            await self._tell_the_rest()
             return
         if self.job.state is JobState.paused:
             if not await self._wake_up():
@@ -334,15 +334,27 @@ class _Attempt:
                 outcome,
                 result,
                 granted=desk.terms.granted_paths,
+                before=lambda job: self._keep_the_rest(job, desk, result),
             )
-            await self._offer_held_back(desk)
-        troubles = await self._say(desk, result)
+        await self._conclude(desk.quarantine, result, changed=changed)
+
+    async def _keep_the_rest(self, job: Job, desk: Desk, result: Result) -> None:
+        """Before the push: keep what is told and asked after it, so that another host can when this one is lost."""
+        await self.host.keeper.keep_words(job, desk, result)
+        if job.held_back:
+            await self.host.keeper.keep_held_back(job, desk)
+
+    async def _conclude(self, repository: Path, result: Result, *, changed: bool) -> None:
+        """Ask and tell what comes after a push, where there was one; then end the job. May be repeated."""
+        if changed:
+            await self._offer_held_back(repository)
+        troubles = await self._say(repository, result)
         if troubles:
             self.job = self.job.evolve(summary="\n\n".join([self.job.summary, *troubles]))
-        await host.keeper.forget_work(self.job)
+        await self.host.keeper.forget_work(self.job)
         await self.end(JobState.succeeded)
 
-    async def _say(self, desk: Desk, result: Result) -> Sequence[str]:
+    async def _say(self, repository: Path, result: Result) -> Sequence[str]:
         """Put what the agent says where it belongs. Returns a sentence for each thing that did not work."""
         host, job = self.host, self.job.evolve(summary=self.host.redactor.text(self.job.summary))
         match job.kind:
@@ -353,16 +365,16 @@ class _Attempt:
             case JobKind.plan:
                 title = f"Plan: {result.title or job.title}"
                 self.job = await host.proposals.propose(
-                    job, self.attempt, desk.quarantine, ApprovalKind.plan, job.summary, title=title
+                    job, self.attempt, repository, ApprovalKind.plan, job.summary, title=title
                 )
             case _:
                 return await host.conversation.reply(job, result.replies)
         return ()
 
-    async def _offer_held_back(self, desk: Desk) -> None:
+    async def _offer_held_back(self, repository: Path) -> None:
         """Ask reviewers whether the protected part of the change may be pushed, too."""
         host, held = self.host, HeldBack.load(self.job.held_back)
-        if held is None or not await host.keeper.keep_held_back(self.job, desk):
+        if held is None or not await host.keeper.has_held_back(self.job):
             return
         listed = "\n".join(f"- {code(file)}" for file in held.files)
         more = held.count - len(held.files)
@@ -372,7 +384,7 @@ class _Attempt:
         self.job = await host.proposals.propose(
             self.job,
             self.attempt,
-            desk.quarantine,
+            repository,
             ApprovalKind.protected,
             subject,
             title=f"Asks: {self.job.title}",
@@ -384,7 +396,9 @@ class _Attempt:
         """Push what was held back, as it was then; without an agent."""
         host, job = self.host, self.job
         if job.head_sha and await host.facts.branch_sha(job.repo, job.branch or "") == job.head_sha:
-            await self.end(JobState.succeeded)  # killed after the push
+            # killed after the push
+            await host.publisher.show_release(job, of=await host.proposals.asked_by(job))
+            await self.end(JobState.succeeded)
             return
         await self._enter(Phase.workspace)
         approval = await host.proposals.check(job)
@@ -411,7 +425,7 @@ class _Attempt:
             repository,
             head,
             by=approval.decided_by or "a reviewer",
-            of=await host.store.job(approval.job_id),
+            of=await host.proposals.asked_by(job),
         )
         await self.end(JobState.succeeded)
 
@@ -420,13 +434,16 @@ class _Attempt:
         job, host = self.job, self.host
         if not (job.head_sha and job.branch) or self.directory.exists():
             return False
-        if await host.facts.branch_sha(job.repo, job.branch) != job.head_sha:
-            return False
-        if job.own_branch:
-            number = await host.publisher.open_pull(job, title=job.title)
-            await host.store.note(job.id, fence=self.attempt.fence, pull_number=number)
-            self.job = job.evolve(pull_number=number)
-        return True
+        return await host.facts.branch_sha(job.repo, job.branch) == job.head_sha
+
+    async def _tell_the_rest(self) -> None:
+        """What the lost host had still to do. The agent's words were kept before the push."""
+        host = self.host
+        await self._enter(Phase.publish)
+        result = await host.keeper.bring_words(self.job, scratch=host.settings.data_dir)
+        result = result or Result(status="done")
+        self.job = await host.publisher.show(self.job, self.attempt, title=result.title or self.job.title)
+        await self._conclude(self.directory / "quarantine.git", result, changed=True)
 
     # --- before a turn
 

@@ -82,6 +82,11 @@ class Proposals:
         except ApprovalVoid as error:
             raise JobFailed(Phase.policy, FailureKind.refused, error.message, error.hint) from error
 
+    async def asked_by(self, job: Job) -> Job | None:
+        """The job that asked for the approval of what ``job`` carries out."""
+        approval = await self._desk.approvals.approval(job.approval_id or "")
+        return await self._store.job(approval.job_id) if approval is not None else None
+
     async def grants(self, job: Job) -> tuple[list[Grant], list[str]]:
         """What reviewers have granted this job, each checked again; and a sentence for each that does not hold."""
         granted, void = [], []

@@ -7,7 +7,7 @@ import codecs
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -106,11 +106,12 @@ class Publisher:
         result: Result,
         *,
         granted: Collection[str] = (),
+        before: Callable[[Job], Awaitable[None]] | None = None,
     ) -> Job:
         """Make one commit of ours of the agent's tree, push it, open the pull request. Returns the changed job.
 
         What only people may change is left out and noted in ``held_back``, but for the paths ``granted`` by one; when
-        that is all, nothing is pushed.
+        that is all, nothing is pushed. ``before`` is called with the job as it is noted, before anything leaves.
         """
         base = job.base_sha
         if not (base and job.branch and outcome.head):
@@ -120,14 +121,19 @@ class Publisher:
             job = job.evolve(held_back=held.dump())
             await self._store.note(job.id, fence=attempt.fence, held_back=job.held_back)
             await self._record(AuditKind.held_back, job, files=held.files, count=held.count)
-            if tree == await quarantine.tree_of(repository, base):
-                return job
+        if before is not None:
+            await before(job)
+        if held is not None and tree == await quarantine.tree_of(repository, base):
+            return job
         await self._store.check_fence(job.id, attempt.fence)
         await self._lfs.publish(job, repository, base_sha=base, tree=tree)
         job = await self._land(
             job, attempt, repository, tree=tree, message=self._message(job, result), column="head_sha"
         )
-        title = result.title or job.title
+        return await self.show(job, attempt, title=result.title or job.title)
+
+    async def show(self, job: Job, attempt: Attempt, *, title: str) -> Job:
+        """Let people see what was pushed, in a pull request that is no draft. Returns the changed job."""
         if job.own_branch and job.pull_number is None:
             await self._store.check_fence(job.id, attempt.fence)
             number = await self.open_pull(job, title=title)
@@ -175,10 +181,14 @@ class Publisher:
             f"Approved by {by}. For #{job.number} (job {job.id})."
         )
         job = await self._land(job, attempt, repository, tree=tree, message=message, column="head_sha")
+        await self.show_release(job, of=of)
+        return job
+
+    async def show_release(self, job: Job, *, of: Job | None) -> None:
+        """Let people see what :meth:`release` pushed."""
         says = of.evolve(held_back="") if of is not None else None
         closes = self._settings.close_issues
         await self._reporter.ready(job, job.number, title=job.title, closes=closes, says=says)
-        return job
 
     async def left(self, job: Job, sha: str, *, now: str) -> None:
         """A job's check run on ``sha`` is told no more: its branch is at ``now``."""

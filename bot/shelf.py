@@ -99,6 +99,12 @@ class Shelf:
             partial.unlink(missing_ok=True)
         return True
 
+    async def has(self, thread_id: str, name: str) -> bool:
+        """Whether the file is kept."""
+        query = select(shelf.c.edition).where(shelf.c.thread_id == thread_id, shelf.c.name == name)
+        async with self._engine.connect() as connection:
+            return (await connection.execute(query)).one_or_none() is not None
+
     async def remove(self, thread_id: str, name: str) -> None:
         """Forget one file; nothing when it is not there."""
         await self._remove((shelf.c.thread_id == thread_id) & (shelf.c.name == name))
