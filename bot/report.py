@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -392,21 +392,23 @@ class Reporter:
             await client.patch(url, data={"state": "closed"})
             log.info("closed a draft that nothing came of", pull=number, **job.log_context())
             if not followed:
-                await self._remove_branch(job, pull["head"]["sha"])
+                await self._remove_branch(job, {pull["head"]["sha"]})
         await self._store.note(job.id, marker_sha=None)
 
     async def remove_branch(self, job: Job) -> None:
         """Remove the branch that a job pushed and never opened a pull request for, if nobody has touched it."""
-        if job.branch and job.head_sha:
-            await self._remove_branch(job, job.head_sha)
-        await self._store.note(job.id, head_sha=None)
+        # where it is; a push to it that was noted may not have come about: then it is at the marker still
+        if job.branch and (ours := {sha for sha in (job.head_sha, job.marker_sha) if sha}):
+            await self._remove_branch(job, ours)
+        await self._store.note(job.id, head_sha=None, marker_sha=None)
 
-    async def _remove_branch(self, job: Job, sha: str) -> None:
-        """Remove a job's branch if it is at ``sha``."""
+    async def _remove_branch(self, job: Job, ours: Collection[str]) -> None:
+        """Remove a job's branch if it is at one of the commits ``ours``."""
         client, branch = self._github.repository(job.repo, CHANGE), job.branch or ""
         try:
             found = await client.getitem(self._path(job.repo, "/git/ref/heads/{+branch}", branch=branch))
-            if found["object"]["sha"] != sha:
+            sha = str(found["object"]["sha"])
+            if sha not in ours:
                 return
             await self._record(AuditKind.branch_removed, job, sha=sha, branch=branch)
             await client.delete(self._path(job.repo, "/git/refs/heads/{+branch}", branch=branch))

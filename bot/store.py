@@ -138,13 +138,16 @@ class Store:
         )
 
     async def jobs_with_stray_branches(self) -> list[Job]:
-        """Jobs that ended, as GitHub was told, between the push of their new branch and its pull request."""
+        """Jobs that ended, as GitHub was told, between a push to their new branch and its pull request.
+
+        A plan's or a question's push is an empty commit, for a review to be on.
+        """
         return await self._jobs(
             and_(
                 jobs.c.state.in_([str(state) for state in FINAL_STATES - {JobState.succeeded}]),
                 jobs.c.reported == jobs.c.state,
                 or_(jobs.c.target == str(TargetKind.issue), jobs.c.fork),
-                jobs.c.head_sha.is_not(None),
+                or_(jobs.c.head_sha.is_not(None), jobs.c.marker_sha.is_not(None)),
                 jobs.c.pull_number.is_(None),
             )
         )

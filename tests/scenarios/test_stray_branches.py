@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from bot.model import JobState
+from bot.github import GitHub
+from bot.model import Job, JobState
+from bot.report import Reporter
+from bot.sandbox.faults import Fault
 from bot.schema import jobs
 from tests.scenarios.world import REPO, World, world
 
@@ -55,3 +58,33 @@ async def test_a_branch_on_which_somebody_went_on_stays(tmp_path: Path) -> None:
         await box.github.as_user("maria").push_commit(REPO, branch, {"mine.txt": "3\n"})
         await lose_the_host(box)
         assert branch in await box.github.branches(REPO)
+
+
+async def marked(box: World, title: str) -> Job:
+    """A plan that was pushed for a review to be on, and whose pull request GitHub did not want."""
+    maria = box.github.as_user("maria")
+    number = (await maria.open_issue(REPO, title, "```sh\necho 2 > two.txt\n```"))["number"]
+    box.github.faults.add(Fault(method="POST", path="/pulls$", status=422))
+    await maria.comment(REPO, number, "/agent plan")
+    job = await box.ended(number)
+    assert (job.state, job.pull_number, job.head_sha) == (JobState.failed, None, None)
+    assert (await box.github.branches(REPO))[job.branch or ""] == job.marker_sha
+    return job
+
+
+async def test_a_branch_that_was_to_be_decided_about_is_removed_unless_somebody_went_on(
+    tmp_path: Path,
+) -> None:
+    async with world(tmp_path) as box:
+        asked, taken, pushing = [await marked(box, title) for title in ("Asked", "Taken", "Pushing")]
+        await box.github.as_user("maria").push_commit(REPO, taken.branch or "", {"mine.txt": "3\n"})
+        # it was about to push what was decided, and the push did not come about
+        await box.store.note(pushing.id, head_sha="f" * 40)
+        stray = await box.store.jobs_with_stray_branches()
+        assert {job.id for job in stray} == {asked.id, taken.id, pushing.id}
+        # what housekeeping does when their end is some time ago
+        async with GitHub.from_settings(box.settings) as github:
+            for job in stray:
+                await Reporter(github, box.store, box.redactor).remove_branch(job)
+        assert await box.new_branches() == [taken.branch]
+        assert await box.store.jobs_with_stray_branches() == []
