@@ -131,6 +131,8 @@ class ApprovalDesk:
             await self._end(before, ApprovalState.withdrawn, why="the job asks something else now")
         config = config_of(job)
         now = datetime.now(UTC)
+        # the head of somebody else's branch is theirs, whatever is asked about it
+        made = {"commit": sha} if sha in (job.marker_sha, job.head_sha) else {}
         approval = Approval(
             id=f"p{secrets.token_hex(6)}",
             kind=kind,
@@ -138,7 +140,7 @@ class ApprovalDesk:
             repo=job.repo,
             pull_number=pull_number,
             subject=subject,
-            details={**(details or {}), "commit": sha},
+            details={**(details or {}), **made},
             sha=sha,
             state=ApprovalState.pending,
             asked_at=now,

@@ -54,6 +54,16 @@ class Head:
     from_fork: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pushed:
+    """Who pushed to a branch, as GitHub has seen it."""
+
+    by: frozenset[int] = frozenset()
+    known: bool = False  # that is all of them
+    #: There is more that GitHub does not tell; whoever pushed can have brought that about. So no commit is believed.
+    doubt: bool = False
+
+
 class ReviewFinder:
     """Questions about pull requests and their reviews, as the App's installation.
 
@@ -158,11 +168,11 @@ class ReviewFinder:
     ) -> PullFacts:
         me = (await self._github.identity()).user_id
         head = str(found["head"]["sha"])
-        pushers = None
+        pushed = _Pushed()
         if not _from_fork(found, repo):
-            pushers = await self._pushers(repo, str(found["head"]["ref"]), head)
+            pushed = await self._pushed(repo, str(found["head"]["ref"]), head)
         hands = {int(found["user"]["id"])} if found.get("user") else set()
-        hands |= pushers or set()
+        hands |= pushed.by
         unattributed, listed = [], 0
         # at most 250 are listed: https://docs.github.com/en/rest/pulls/pulls#list-commits-on-a-pull-request
         url = self._path(repo, "/pulls/{number}/commits", number=number)
@@ -171,8 +181,8 @@ class ReviewFinder:
             who = [commit.get("author"), commit.get("committer")]
             hands |= {int(one["id"]) for one in who if one}
             # who wrote a commit stands in it, and anybody can write anything there; who pushed it GitHub has seen
-            forged = any(not one or int(one["id"]) == me for one in who) and str(commit["sha"]) not in ours
-            if forged and pushers is None:
+            forged = pushed.doubt or any(not one or int(one["id"]) == me for one in who)
+            if forged and not pushed.known and str(commit["sha"]) not in ours:
                 unattributed.append(str(commit["sha"]))
         if listed < int(found.get("commits") or 0):
             unattributed.append(head)
@@ -184,8 +194,8 @@ class ReviewFinder:
             unattributed=tuple(unattributed),
         )
 
-    async def _pushers(self, repo: Repo, branch: str, head: str) -> set[int] | None:
-        """Who ever pushed to ``branch``; None when that cannot be told, or ``head`` is not among what they pushed.
+    async def _pushed(self, repo: Repo, branch: str, head: str) -> _Pushed:
+        """Who ever pushed to ``branch``, whose head is ``head``.
 
         https://docs.github.com/en/rest/repos/repos#list-repository-activities
         """
@@ -195,20 +205,23 @@ class ReviewFinder:
             owner=repo.owner,
             repo=repo.name,
         )
-        pushers, heads = set(), set()
+        pushers: set[int] = set()
+        heads: set[str] = set()
+        gone = False
         try:
             async for one in self._client(repo).getiter(url):
                 if one.get("actor"):
                     pushers.add(int(one["actor"]["id"]))
                 else:
-                    return None  # the account is gone
+                    gone = True  # the account is
                 heads.add(str(one["after"]))
                 if len(heads) > MAX_PUSHES:
-                    return None
+                    break
         except GitHubError as error:  # an older GitHub Enterprise Server, or it may not be read
             log.info("who pushed is unknown", repo=repo.full_name, branch=branch, error=str(error))
-            return None
-        return pushers if head in heads else None
+            return _Pushed()
+        known = not gone and head in heads and len(heads) <= MAX_PUSHES
+        return _Pushed(by=frozenset(pushers), known=known, doubt=not known)
 
     async def _paths(self, repo: Repo, number: int) -> list[str]:
         url = self._path(repo, "/pulls/{number}/files", number=number)
