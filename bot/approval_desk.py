@@ -481,7 +481,8 @@ class ApprovalDesk:
         subject = Subject(
             sha=approval.sha,
             # who has what was approved done once more asks for nothing new
-            askers=askers_of([one for one in jobs if one.approval_id != approval.id]),
+            askers=askers_of([one for one in jobs if one.approval_id != approval.id])
+            | await self.approvals.who_asks_too((one.id for one in jobs), reviewed.people),
             bot_id=(await self._github.identity()).user_id,
             state=approval.state,
             expires_at=approval.expires_at,

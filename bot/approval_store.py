@@ -5,7 +5,7 @@ Of two decisions at once exactly one is made.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -193,6 +193,12 @@ class ApprovalStore:
                 insert.on_conflict_do_update(index_elements=["key"], set_=later, where=answers.c.said_at < at)
             )
 
+    async def asks_too(self, job_id: str, actor_id: int) -> None:
+        """Remember that a person had a say in what a job does, after somebody else had asked for it."""
+        values = {"key": _asks_too(job_id, actor_id), "said_at": datetime.now(UTC)}
+        async with self.engine.begin() as connection:
+            await connection.execute(self._new(answers).values(values).on_conflict_do_nothing())
+
     async def distrust(self, review_id: int) -> None:
         """Remember that somebody else than its author changed the text of a review."""
         values = {"key": _distrusted(review_id), "said_at": datetime.now(UTC)}
@@ -213,6 +219,13 @@ class ApprovalStore:
         query = select(answers.c.said_at).where(answers.c.key == _rebased(repo_id, number))
         async with self.engine.connect() as connection:
             return (await connection.execute(query)).scalar_one_or_none()
+
+    async def who_asks_too(self, job_ids: Iterable[str], actor_ids: Collection[int]) -> frozenset[int]:
+        """Those of the accounts that :meth:`asks_too` was told of, for one of these jobs."""
+        keys = {_asks_too(job_id, actor_id): actor_id for job_id in job_ids for actor_id in actor_ids}
+        query = select(answers.c.key).where(answers.c.key.in_(list(keys)))
+        async with self.engine.connect() as connection:
+            return frozenset(keys[row.key] for row in await connection.execute(query))
 
     async def approval(self, approval_id: str) -> Approval | None:
         """The approval, or None."""
@@ -310,6 +323,10 @@ def _distrusted(review_id: int) -> str:
 
 def _rebased(repo_id: int, number: int) -> str:
     return f"rebased:{repo_id}-{number}"
+
+
+def _asks_too(job_id: str, actor_id: int) -> str:
+    return f"asker:{job_id}:{actor_id}"
 
 
 def _pending() -> ColumnElement[bool]:

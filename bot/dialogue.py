@@ -180,7 +180,15 @@ class Dialogue:
         event = f"{trigger.delivery_id}/{ordinal}"
         jobs = await self._store.jobs_on(repo.id, number)
         working = next((job for job in jobs if job.state is JobState.running), None)
+        if working is not None and working.approval_id is not None:
+            text = (
+                "What works here carries out an approved plan, and nobody has approved more. `/agent cancel` stops "
+                "it; `/agent resume` and your words then have it planned anew."
+            )
+            await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+            return
         if working is not None and self._listens(working.agent):
+            await self._approvals.asks_too(working.id, trigger.actor.id)
             await self._store.tell(working.id, words, trigger.actor.login, event=event)
             await self._reporter.react(repo, number, trigger, "eyes")
             return

@@ -258,9 +258,9 @@ class FinalCheck:
         self, reviewed: Reviewed, jobs: list[Job], policy: ApprovalPolicy, since: datetime | None
     ) -> Tally:
         me = (await self._github.identity()).user_id
-        subject = Subject(
-            sha=reviewed.pull.head_sha, askers=askers_of(jobs), bot_id=me, since=since, sticky=True
-        )
+        told = await self._approvals.who_asks_too((job.id for job in jobs), reviewed.people)
+        askers = askers_of(jobs) | told
+        subject = Subject(sha=reviewed.pull.head_sha, askers=askers, bot_id=me, since=since, sticky=True)
         return tally(reviewed.reviews, reviewed.people, subject, reviewed.pull, policy)
 
     # --- showing

@@ -137,6 +137,27 @@ async def test_where_github_does_not_tell_every_push_no_commit_is_believed(place
     assert "Nobody knows who made" in place.ours()[-1]
 
 
+async def test_who_tells_a_working_agent_what_to_do_asks_too(tmp_path: Path) -> None:
+    async with world(tmp_path, yaml="approvals:\n  final:\n    required: 1\n") as place:
+        await place.approvals.asks_too("j1", place.actor("tom").id)
+        await place.approvals.asks_too("j11", place.actor("rita").id)
+        asked = await place.ask()
+        await place.reviewed("tom")
+        assert (await place.now(asked)).state is ApprovalState.pending
+        assert "You asked for this work" in place.ours()[-1]
+        await place.desk.withdraw("j1")
+        await place.review("tom")
+        await place.final.update(place.repo, place.number)
+        shown = await place.check()
+        assert shown is not None
+        assert shown["conclusion"] is None
+        await place.review("rita")
+        await place.final.update(place.repo, place.number)
+        shown = await place.check()
+        assert shown is not None
+        assert shown["conclusion"] == "success"
+
+
 async def test_whose_words_are_done_once_more_asked_for_it(place: Place) -> None:
     """Somebody else who has a job done once more, unasked, makes nobody free to approve their own words."""
     words = dataclasses.replace(

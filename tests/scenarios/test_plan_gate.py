@@ -159,6 +159,27 @@ async def test_words_for_a_fix_that_stopped_make_a_plan(tmp_path: Path) -> None:
         assert (job.kind, job.go_on) == (JobKind.plan, False)
 
 
+# --- more words
+
+
+async def test_what_carries_out_an_approved_plan_is_told_nothing_that_nobody_approved(tmp_path: Path) -> None:
+    async with world(tmp_path, plan_first=True) as box:
+        number = await planned(box)
+        await box.github.as_user("octocat").review(REPO, number, "APPROVE", "```sh\nsleep 60\n```")
+        async with asyncio.timeout(60):
+            while (job := await box.job(number, nth=1)).phase is not Phase.agent:
+                await asyncio.sleep(0.05)
+        assert job.approval_id is not None
+        maria = box.github.as_user("maria")
+        await maria.comment(REPO, number, "/agent tell Delete the tests instead.")
+        await box.dealt_with()
+        said = [one["body"] for one in box.github.comments(REPO, number)]
+        assert "carries out an approved plan, and nobody has approved more" in said[-1]
+        assert await box.store.untold(job.id) == []
+        await maria.comment(REPO, number, "/agent cancel")
+        await box.ended(number, nth=1)
+
+
 # --- once more
 
 
