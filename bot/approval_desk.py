@@ -32,7 +32,7 @@ from bot.errors import ConductorError, GitHubUnavailable
 from bot.events import Event
 from bot.github import GitHub
 from bot.github_errors import GitHubError
-from bot.model import Actor, Approval, ApprovalKind, ApprovalState, Job, JobState, Repo
+from bot.model import FEEDBACK, Actor, Approval, ApprovalKind, ApprovalState, Job, JobState, Repo
 from bot.repo_config import of as config_of
 from bot.repo_rules import People
 from bot.reviews import Reviewed, ReviewFinder
@@ -48,8 +48,6 @@ _IN_VAIN = frozenset({JobState.cancelled, JobState.failed, JobState.timed_out, J
 _MATTERS = frozenset({ApprovalState.approved, ApprovalState.refused, ApprovalState.expired})
 #: Younger than this, whoever made the change is still at telling it.
 SETTLING = timedelta(seconds=30)
-#: The event whose actor gave feedback on the work, and did not ask for it. A command in a review has another one.
-FEEDBACK = "pull_request_review.submitted"
 #: The event of jobs that a decision started: they are in the name of whoever started the job that asked.
 DECIDED = "approval.decided"
 

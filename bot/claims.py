@@ -1,9 +1,9 @@
 """Which waiting job may start, and which of them first: expressions for the store's queries.
 
 A job may start when nothing else of its conversation runs or was asked for before, when no limit on what runs at once
-is reached, and when the host has what it needs. Of those, in this order: what people wait for before what a schedule
-started (until that has waited long enough), the answered before the new, the repository with the fewest running jobs,
-the one that was served longest ago, and the older request.
+is reached, when the host has what it needs, and, if a review started it, when others had the time to join it. Of those,
+in this order: what people wait for before what a schedule started (until that has waited long enough), the answered
+before the new, the repository with the fewest running jobs, the one that was served longest ago, and the older request.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, FromClause, UnaryExpression, and_, case, exists, func, or_, select
 
-from bot.model import JobState
+from bot.model import FEEDBACK, JobState
 from bot.policy import PERSON, Limits
 from bot.schema import jobs
 
@@ -63,9 +63,16 @@ def ahead(job: FromClause, other: FromClause, now: datetime) -> ColumnElement[bo
     return and_(waiting(other), or_(theirs > mine, and_(theirs == mine, _older(other, job))))
 
 
-def may_start(job: FromClause, limits: Limits) -> ColumnElement[bool]:
+def settling(job: FromClause, limits: Limits, now: datetime) -> ColumnElement[bool]:
+    """Whether a review started ``job`` so short a time ago that another one may be on its way."""
+    started = job.c.trigger["event"].as_string() == FEEDBACK
+    return and_(started, job.c.state == _QUEUED, job.c.created_at > now - timedelta(seconds=limits.settle))
+
+
+def may_start(job: FromClause, limits: Limits, now: datetime) -> ColumnElement[bool]:
     """Whether ``job`` may start on a host that has what it needs."""
     rules = [waiting(job), ~exists().where(ahead_here(job, _OTHER))]
+    rules += [~settling(job, limits, now)] if limits.settle else []
     rules += [running(job, name) < bound for name, bound in limited(limits).items() if bound]
     return and_(*rules)
 

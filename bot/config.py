@@ -158,6 +158,10 @@ class Settings(BaseSettings):
         30, ge=0, description="answers to commands that start nothing, for a person in an hour; 0: no limit"
     )
 
+    review_settle: int = Field(
+        10, ge=0, le=600, description="seconds that a review's job waits for others to join it"
+    )
+
     ask_permission: Permission = Field("write", description="what it takes to start a job, at least")
     approve_permission: Permission = Field("write", description="what it takes to approve, at least")
     approvals_required: int = Field(0, ge=0, le=6, description="approvals that a pull request of ours needs")

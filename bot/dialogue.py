@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from bot.approval_desk import DECIDED, FEEDBACK
+from bot.approval_desk import DECIDED
 from bot.approval_store import ApprovalStore
 from bot.check_reader import CheckReader
 from bot.conductor import Conductor
@@ -21,6 +21,7 @@ from bot.failed_checks import instructions as about_checks
 from bot.feedback import Asked, Feedback, instructions, merge
 from bot.fixer import worker_of
 from bot.model import (
+    FEEDBACK,
     Actor,
     Approval,
     ApprovalKind,

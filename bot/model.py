@@ -137,6 +137,10 @@ class Actor:
         return self.type != "User"
 
 
+#: The event whose actor gave feedback on the work, and did not ask for it. A command in a review has another one.
+FEEDBACK = "pull_request_review.submitted"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trigger:
     """What started a job: enough to answer it and to never start it twice."""
@@ -313,6 +317,7 @@ class Waiting:
     here: int = 0  # other jobs of its conversation that come first
     limit: str = ""  # "user", "repository" or "installation": as many as may run there do
     running: int = 0  # of that
+    settling: bool = False  # a review started it, and others may still join it
     position: int = 1  # in the whole line; 1: the next
 
 

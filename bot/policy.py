@@ -93,6 +93,7 @@ class Limits:
     repository_hour: int = 0  # accepted in one repository in an hour
     user_repository_hour: int = 0  # from one person in it
     conversation_hour: int = 0  # accepted in one conversation in an hour, whoever asked
+    settle: int = 0  # seconds in which other reviews may join the job that one has started
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -105,6 +106,7 @@ class Limits:
             queued=settings.limit_queued,
             repository_hour=settings.limit_repository_hour,
             conversation_hour=settings.limit_conversation_hour,
+            settle=settings.review_settle,
         )
 
     def within(self, wanted: LimitsConfig) -> Self:

@@ -165,6 +165,8 @@ def waiting_words(job: Job, waiting: Waiting) -> str:
         }[waiting.limit]
         ends = "when the" if waiting.running == 1 else "when one of the"
         return f"{ends} {runs} {whose} has ended; no more may run at once"
+    if waiting.settling:
+        return "in a moment; until then other reviews can join it"
     if waiting.position > 1:
         return f"as soon as a slot is free: it is {ordinal(waiting.position)} in line"
     return "as soon as a slot is free"

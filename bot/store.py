@@ -425,18 +425,18 @@ class Store:
             await connection.execute(select(jobs.c.queue).where(claims.waiting(jobs)).distinct())
         ).scalars()
         fitting = [name for name in names if claims.needs_of(name) <= serves]
-        where = [claims.may_start(job, self.limits), job.c.queue.in_(fitting)]
+        where = [claims.may_start(job, self.limits, now), job.c.queue.in_(fitting)]
         if only is not None:
             where.append(job.c.id == only)
         return select(job.c.id).where(*where).order_by(*claims.best_first(job, now)).limit(1)
 
     async def startable(self) -> list[tuple[str, str]]:
         """Id and queue of the jobs that may start now on a host that has what they need, the best first."""
-        job = jobs.alias()
+        job, now = jobs.alias(), datetime.now(UTC)
         query = (
             select(job.c.id, job.c.queue)
-            .where(claims.may_start(job, self.limits))
-            .order_by(*claims.best_first(job, datetime.now(UTC)))
+            .where(claims.may_start(job, self.limits, now))
+            .order_by(*claims.best_first(job, now))
             .limit(OFFERED)
         )
         async with self.engine.connect() as connection:
@@ -449,6 +449,7 @@ class Store:
         query = select(
             select(func.count()).where(claims.ahead_here(mine, other)).correlate(mine).scalar_subquery(),
             select(func.count()).where(claims.ahead(mine, other, now)).correlate(mine).scalar_subquery(),
+            claims.settling(mine, self.limits, now),
             *(claims.running(mine, name) for name in bounds),
         ).where(mine.c.id == job.id)
         present = await self.present()
@@ -456,7 +457,7 @@ class Store:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
             return Waiting()
-        here, ahead, *counts = row
+        here, ahead, settling, *counts = row
         reached = [
             (name, count)
             for (name, bound), count in zip(bounds.items(), counts, strict=True)
@@ -472,6 +473,7 @@ class Store:
             here=here,
             limit=limit,
             running=running,
+            settling=bool(settling),
             position=ahead + 1,
         )
 

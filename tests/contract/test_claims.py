@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bot.claims import PATIENCE, needs_of, queue_name
 from bot.database import create_engine
 from bot.migrations.versions.r0003_scheduling import FILL_THREADS
-from bot.model import Actor, AttemptState, Job, JobState, Repo, TargetKind, Trigger, Waiting
+from bot.model import FEEDBACK, Actor, AttemptState, Job, JobState, Repo, TargetKind, Trigger, Waiting
 from bot.policy import PERSON, Limits, Load
 from bot.schema import hosts, jobs
 from bot.store import Store
@@ -155,6 +155,27 @@ async def test_a_limit_is_never_passed_however_many_hosts_ask(engine: AsyncEngin
     finally:
         for one in engines:
             await one.dispose()
+
+
+async def test_the_job_of_a_review_waits_for_others_to_join_it(engine: AsyncEngine) -> None:
+    store, now = Store(engine, Limits(settle=60)), datetime.now(UTC)
+    actor = Actor(login="maria", id=3, type="User")
+    review = Trigger(delivery_id="d", event=FEEDBACK, actor=actor)
+    young = job("j1", number=1).evolve(trigger=review, created_at=now)
+    await add(
+        store,
+        young,
+        job("j2", number=1).evolve(created_at=now + timedelta(seconds=1)),  # a command there is after it
+        job("j3", number=3).evolve(created_at=now),  # a command elsewhere waits for nothing
+        job("j4", number=4).evolve(trigger=review, created_at=now - timedelta(seconds=61)),
+    )
+    assert [name for name, _ in await store.startable()] == ["j4", "j3"]
+    assert await taken(store) == ["j4", "j3"]
+    assert (await store.waiting(young)).settling
+    assert not (await store.waiting(job("j2", number=1))).settling
+    # whatever server or host asks then: nothing but the database knows since when
+    later = Store(engine, Limits(settle=0))
+    assert await taken(later) == ["j1"]
 
 
 async def test_what_is_paused_takes_no_place_of_the_limits(engine: AsyncEngine) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
+
+from sqlalchemy import update
 
 from bot import server
 from bot.events import parse_event
 from bot.feedback import thread_ids
 from bot.model import JobState
+from bot.queue import Dispatcher
+from bot.scheduling import Scheduler
+from bot.schema import jobs
 from handlers.table import router
 from tests.scenarios.world import REPO, World, world
 
@@ -41,6 +47,33 @@ async def test_several_reviews_become_one_turn(tmp_path: Path) -> None:
         assert (done.id, done.state) == (waiting.id, JobState.succeeded)
         said = await box.github.file(REPO, done.branch or "", "said.txt") or ""
         assert said.split("\n")[:3] == ["1 octocat", "2 maria", "3 octocat"]
+        assert len(await box.store.recent_jobs()) == 2
+
+
+async def test_reviews_that_follow_each_other_become_one_turn_though_a_slot_is_free(tmp_path: Path) -> None:
+    async with world(tmp_path, review_settle=60) as box:
+        number = await pull_request(box)
+        await box.start_worker()
+        for login in ("octocat", "maria"):
+            body = f"```sh\necho {login} >> said.txt\n```"
+            await box.github.as_user(login).review(REPO, number, "REQUEST_CHANGES", body)
+            await box.dealt_with()
+        waiting = await box.job(number, nth=1)
+        assert waiting.state is JobState.queued
+        assert waiting.waits == "in a moment; until then other reviews can join it"
+        async with box.store.engine.begin() as connection:  # time passes, whatever becomes of the server
+            for one in await box.store.recent_jobs():
+                then = one.created_at - timedelta(seconds=60)
+                await connection.execute(update(jobs).where(jobs.c.id == one.id).values(created_at=then))
+        dispatcher = Dispatcher(box.settings.redis_url)
+        await Scheduler(box.store, dispatcher).offer_waiting()  # what housekeeping does
+        dispatcher.close()
+        done = await box.ended(number, nth=1)
+        assert done.state is JobState.succeeded
+        assert (await box.github.file(REPO, done.branch or "", "said.txt") or "").split() == [
+            "octocat",
+            "maria",
+        ]
         assert len(await box.store.recent_jobs()) == 2
 
 

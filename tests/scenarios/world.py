@@ -135,6 +135,7 @@ def settings_for(
             "default_agent": "shell",
             "job_timeout": 300,
             "slots": 4,
+            "review_settle": 0,
             # stories about limits set their own
             **dict.fromkeys(
                 (

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bot.approval_desk import DECIDED, FEEDBACK, askers_of
+from bot.approval_desk import DECIDED, askers_of
 from bot.fixer import EVENT as FIX_EVENT
-from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import FEEDBACK, Actor, Job, JobState, Repo, TargetKind, Trigger
 from handlers.commands import COMMAND_IN_REVIEW
 
 
