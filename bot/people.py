@@ -51,7 +51,7 @@ class PeopleFinder:
             return Standing(login=actor.login, id=actor.id, permission="none", human=False, owner=False)
         rules = tuple(rules)
         permission, suspended = await asyncio.gather(
-            self.role(repo, actor.login), self._suspended(repo, actor.login)
+            self.role(repo, actor.login, actor.id), self._suspended(repo, actor.login)
         )
         named = teams_in(rules, repo.owner)
         teams, unknown = await self._teams(repo, named, actor.login)
@@ -68,8 +68,8 @@ class PeopleFinder:
             owner=owner,
         )
 
-    async def role(self, repo: Repo, login: str) -> str | None:
-        """One of bot.standing.ROLES; None when it cannot be found out.
+    async def role(self, repo: Repo, login: str, account: int | None = None) -> str | None:
+        """One of bot.standing.ROLES; None when that cannot be told. ``account``: whose login it was when we heard it.
 
         https://docs.github.com/en/rest/collaborators/collaborators#get-repository-permissions-for-a-user says
         "maintain" as ``write`` and "triage" as ``read`` in ``permission``; the rest stands in ``role_name`` and, for
@@ -86,6 +86,9 @@ class PeopleFinder:
         # an account that GitHub resolves to another login than we asked for is not who we mean
         user = found.get("user") or {}
         if str(user.get("login", "")).lower() != login.lower():
+            return "none"
+        # nor is one that has taken a login which somebody else gave up
+        if account is not None and user.get("id") != account:
             return "none"
         permission = str(found.get("permission") or "none")
         rights = user.get("permissions") or {}

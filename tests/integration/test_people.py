@@ -252,3 +252,12 @@ async def test_the_issue_and_its_author(tmp_path: Path) -> None:
         assert facts.author is not None
         assert (facts.author.login, facts.author_permission) == ("bea", "read")
         assert (facts.title_now, facts.body_now) == ("T", "other")
+
+
+async def test_who_has_taken_somebody_else_s_login_is_not_that_person(tmp_path: Path) -> None:
+    """A login that was given up is anybody's: what was asked under it before is not the new owner's to answer for."""
+    async with asking(tmp_path) as (sandbox, people, repo):
+        sandbox.set_role("acme/thing", "ann", "admin")
+        former = Actor(login="ann", id=sandbox.world.users["ann"].id + 1000, type="User")
+        assert (await people.standing(repo, former)).permission == "none"
+        assert (await people.standing(repo, person(sandbox, "ann"))).permission == "admin"
