@@ -6,7 +6,7 @@ or blocks anything.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -69,10 +69,19 @@ _MAX_PAGES = 20  # of threads
 class Conversation:
     """Reads and writes as the App's installation; every text that is posted is redacted and mentions nobody."""
 
-    def __init__(self, github: GitHub, facts: FactFinder, redactor: Redactor) -> None:
+    def __init__(
+        self,
+        github: GitHub,
+        facts: FactFinder,
+        redactor: Redactor,
+        *,
+        before_writing: Callable[[Job], Awaitable[None]] | None = None,
+    ) -> None:
+        """``before_writing``: called right before anything is posted for a job; what it raises keeps it back."""
         self._github = github
         self._facts = facts
         self._redactor = redactor
+        self._before_writing = before_writing
 
     # --- what people say
 
@@ -190,7 +199,7 @@ class Conversation:
         mark = marker("thread", f"{job.id}/{answer.thread}")
         body = self._clean(render("comments/thread.md.j2", marker=mark, reply=answer, job=job))
         try:
-            await self._reply_once(job.repo, number, answer.thread, body, mark, comments)
+            await self._reply_once(job, number, answer.thread, body, mark, comments)
         except (GitHubError, GitHubUnavailable) as error:
             log.warning("thread not answered", thread=answer.thread, error=str(error), **job.log_context())
             return False
@@ -198,7 +207,7 @@ class Conversation:
 
     async def _reply_once(
         self,
-        repo: Repo,
+        job: Job,
         number: int,
         thread: int,
         body: str,
@@ -207,7 +216,8 @@ class Conversation:
     ) -> None:
         me = (await self._github.identity()).user_id
         if not is_there(comments, mark, me):
-            await reply(self._client(repo), repo, number, thread, body, mark=mark, me=me)
+            await self._may_write(job)
+            await reply(self._client(job.repo), job.repo, number, thread, body, mark=mark, me=me)
 
     async def _resolve(self, job: Job, number: int, threads: Collection[int]) -> list[str]:
         """Mark threads as resolved; sentences about those that could not be."""
@@ -220,6 +230,7 @@ class Conversation:
                 if int((first[0] or {}).get("fullDatabaseId") or 0) not in threads:
                     continue
                 if not thread.get("isResolved"):
+                    await self._may_write(job)
                     await client.graphql(_RESOLVE, thread=thread["id"])
                 missed -= 1
         except (GitHubError, GitHubUnavailable) as error:
@@ -264,6 +275,7 @@ class Conversation:
             data: dict[str, Any] = {"commit_id": sha, "event": "COMMENT", "body": body}
             if inline:
                 data["comments"] = [one.as_json() | {"body": self._clean(one.body)} for one in placed.inline]
+            await self._may_write(job)
             try:
                 await self._client(job.repo).post(url, data=data)
             except Unprocessable as error:
@@ -274,7 +286,7 @@ class Conversation:
                     raise
             return left_out
         body = self._review_body(job, placed, mark, inline=False)
-        await self._comment_once(job.repo, number, mark, body)
+        await self._comment_once(job, number, mark, body)
         return [*left_out, "The commit is not in the pull request any more, so the review is a comment."]
 
     def _review_body(self, job: Job, placed: Placed, mark: str, *, inline: bool) -> str:
@@ -335,21 +347,22 @@ class Conversation:
         if thread is not None and job.target is TargetKind.pull_request:
             try:
                 comments = await comments_on_diff(self._client(job.repo), job.repo, job.number)
-                await self._reply_once(job.repo, job.number, thread, body, mark, comments)
+                await self._reply_once(job, job.number, thread, body, mark, comments)
             except (NotFound, Unprocessable) as error:
                 log.info("the thread is gone", thread=thread, error=str(error), **job.log_context())
             else:
                 return
-        await self._comment_once(job.repo, job.number, mark, body)
+        await self._comment_once(job, job.number, mark, body)
 
-    async def _comment_once(self, repo: Repo, number: int, mark: str, body: str) -> None:
-        if await self._our_comment(repo, number, mark):
+    async def _comment_once(self, job: Job, number: int, mark: str, body: str) -> None:
+        if await self._our_comment(job.repo, number, mark):
             return
-        url = self._path(repo, "/issues/{number}/comments", number=number)
+        url = self._path(job.repo, "/issues/{number}/comments", number=number)
+        await self._may_write(job)
         try:
-            await self._client(repo).post(url, data={"body": body})
+            await self._client(job.repo).post(url, data={"body": body})
         except OutcomeUnknown:
-            if not await self._our_comment(repo, number, mark):
+            if not await self._our_comment(job.repo, number, mark):
                 raise
 
     async def _our_comment(self, repo: Repo, number: int, mark: str) -> bool:
@@ -359,6 +372,10 @@ class Conversation:
             if (one.get("user") or {}).get("id") == me and mark in (one.get("body") or ""):
                 return True
         return False
+
+    async def _may_write(self, job: Job) -> None:
+        if self._before_writing is not None:
+            await self._before_writing(job)
 
     def _client(self, repo: Repo) -> GitHubClient:
         return self._github.repository(repo, SPEAK)

@@ -135,7 +135,12 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                         submodules=SubmoduleFinder(
                             github_url=settings.github_url, github=github, facts=facts, mirrors=mirrors
                         ),
-                        conversation=Conversation(github, facts, redactor),
+                        conversation=Conversation(
+                            github,
+                            facts,
+                            redactor,
+                            before_writing=lambda job: store.check_fence(job.id, job.fence),
+                        ),
                         proposals=Proposals(
                             settings=settings,
                             store=store,

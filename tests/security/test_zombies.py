@@ -25,10 +25,15 @@ async def working(box: World, steps: str) -> Job:
     number = int((await maria.open_issue(REPO, "Work", f"```sh\n{steps}\n```"))["number"])
     await maria.add_label(REPO, number, "agent")
     job = await until(box, number, Phase.agent)
-    async with asyncio.timeout(60):
-        while not any("is working on it**.\n" in text for text in told(box, job)):
-            await asyncio.sleep(0.005)
+    await shown(box, job, "is working on it**.\n")
     return job
+
+
+async def shown(box: World, job: Job, words: str) -> None:
+    """Wait until the job's comment says so."""
+    async with asyncio.timeout(60):
+        while not any(words in text for text in told(box, job)):
+            await asyncio.sleep(0.005)
 
 
 async def until(box: World, number: int, phase: Phase) -> Job:
@@ -125,3 +130,41 @@ async def test_28_a_zombie_that_is_about_to_push_does_not(signing: str, late: st
         # the token for the push, if it was made, is revoked; the one for changes through the API is for all of them
         assert [one.permissions for one in writing if "pull_requests" not in one.permissions] == []
         assert all(one.repository_ids is not None and len(one.repository_ids) == 1 for one in writing)
+
+
+@pytest.mark.parametrize(
+    ("asked", "under_way", "late"),
+    [
+        ("/agent ask", "is looking for the answer**.\n", r"/issues/\d+/comments$"),
+        ("/agent review", "is reviewing it**.\n", r"/pulls/\d+/reviews$"),
+    ],
+    ids=["ask", "review"],
+)
+async def test_28_a_zombie_that_is_about_to_answer_does_not(
+    asked: str, under_way: str, late: str, tmp_path: Path
+) -> None:
+    """The last moment: it has looked whether its answer or review is there already."""
+    gate = tmp_path / "gate"
+    async with world(tmp_path) as box:
+        maria = box.github.as_user("maria")
+        await maria.push_commit(REPO, "feature", {"feature.txt": "one\n"})
+        number = int((await maria.open_pull(REPO, "feature", "A feature"))["number"])
+        wait = f"until [ -e {gate} ]; do sleep 0.05; done; echo It is good."
+        await maria.comment(REPO, number, f"{asked}\n```sh\n{wait}\n```")
+        job = await until(box, number, Phase.agent)
+        await shown(box, job, under_way)
+        box.github.faults.add(Fault(method="GET", path=late, delay=3, times=1))
+        gate.touch()
+        async with asyncio.timeout(60):
+            while box.github.faults.waiting:
+                await asyncio.sleep(0.005)
+        await shown(box, job, "Checking and publishing")
+        before = told(box, job)
+        taken = await lost(box, await box.job(number))
+        await left(box, job)
+        await box.github.deliveries_settled()
+        now = await box.store.job(job.id)
+        assert now is not None
+        assert (now.state, now.fence, now.summary) == (JobState.running, 2, taken.summary)
+        assert told(box, job) == before
+        assert await maria.request("GET", f"/repos/{REPO}/pulls/{number}/reviews") == []
