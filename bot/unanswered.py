@@ -243,7 +243,7 @@ class _Look:
                 comment["created_at"],
                 {"issue": issue, "comment": comment},
                 key=("comment", int(comment["id"])),
-                edited=comment["updated_at"] != comment["created_at"],
+                edited="comment" if comment["updated_at"] != comment["created_at"] else "",
             )
         ]
 
@@ -265,7 +265,7 @@ class _Look:
                 comment["created_at"],
                 await self._pull(number) | {"comment": comment},
                 key=("comment", int(comment["id"])),
-                edited=comment["updated_at"] != comment["created_at"],
+                edited="comment" if comment["updated_at"] != comment["created_at"] else "",
             )
             for comment in await self._list("/pulls/{number}/comments", query, number=number)
             if self._is_asking(comment)
@@ -285,6 +285,8 @@ class _Look:
                 # webhooks write the state in small letters, REST in capitals
                 await self._pull(number) | {"review": review | {"state": str(review["state"]).lower()}},
                 key=("review", int(review["id"])),
+                # of reviews nothing tells whether they were edited, and others than their authors may do that
+                edited="review" if self._search.is_command(str(review.get("body") or "")) else "",
             )
             for review in await self._list("/pulls/{number}/reviews", {}, number=number)
             if _is_person(review.get("user"))
@@ -311,7 +313,7 @@ class _Look:
         more: Json,
         *,
         key: tuple[str, Any],
-        edited: bool = False,
+        edited: str = "",
     ) -> Found:
         event, action = kind
         actor = Actor(
@@ -348,7 +350,7 @@ class _Look:
 
     # --- what may be done with it
 
-    async def _doubt(self, asker: Actor, subject: Json, *, edited: bool) -> str:
+    async def _doubt(self, asker: Actor, subject: Json, *, edited: str) -> str:
         """Why the text that the job would go by may have been changed since it was asked for; "" when it was not.
 
         The webhook would have brought the text as it was. Now only what people with write access alone can have
@@ -357,9 +359,11 @@ class _Look:
         if await self._permission(asker.login) in _NO_WRITERS:
             return ""  # the handlers refuse that, whatever it says
         if edited:
-            return f"{_AWAY}, and the comment was edited since: write it again, as a new comment."
-        author = str((subject.get("user") or {}).get("login") or "")
-        if author and await self._permission(author) in _WRITERS:
+            return f"{_AWAY}, and the {edited} may have been edited since: write the command again, as a new comment."
+        author = subject.get("user") or {}
+        if author.get("id") == (await self._search.github.identity()).user_id:
+            return ""
+        if author and await self._permission(str(author["login"])) in _WRITERS:
             return ""
         return (
             f"{_AWAY}, and whoever wrote the description could have changed it since without write access: "
