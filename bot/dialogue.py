@@ -19,7 +19,7 @@ from bot.events import Comment, Event, SubmittedReview
 from bot.facts import FactFinder
 from bot.failed_checks import instructions as about_checks
 from bot.feedback import Asked, Feedback, instructions, merge
-from bot.fixer import worker_of
+from bot.fixer import as_before, worker_of
 from bot.model import (
     FEEDBACK,
     Actor,
@@ -223,7 +223,7 @@ class Dialogue:
         """Start a job that makes the failed checks of a pull request pass; its agent is given what they said.
 
         With words of the asker's it is an ordinary task, also where no check failed; without any they are told so.
-        The agent that worked there goes on with its model, unless they name another one.
+        The agent that worked there goes on with its model, unless they, or the job's profile, name another one.
         """
         repo, number, trigger = request.repo, request.number, request.trigger
         if not await self._conductor.allowed(repo, number, trigger):
@@ -251,16 +251,9 @@ class Dialogue:
         return await self._conductor.submit(request, ordinal=ordinal, is_open=is_open)
 
     async def _as_before(self, request: Request) -> Request:
-        """With the agent and model that worked here last, when nobody names an agent and that one can do it."""
+        """With the agent and model that worked here last, for when nobody names an agent, if that one can do it."""
         worker = worker_of(await self._store.jobs_on(request.repo.id, request.number))
-        if worker is None or request.agent is not None or self._unable(worker.agent):
-            return request
-        return request.evolve(
-            agent=worker.agent,
-            model=request.model or worker.model,
-            profile=request.profile or asked_for(worker),
-            named=request.named or goes_on(worker.named),
-        )
+        return request if worker is None or self._unable(worker.agent) else as_before(request, worker)
 
     # --- decisions (bot.approval_desk.Outcome)
 

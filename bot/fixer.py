@@ -184,24 +184,19 @@ class Fixer:
         job_id = job_id_for(trigger.delivery_id)
         if head.job_id is None and not await self._heads.begin(head, job_id, fingerprint(checks)):
             return  # another server is at it
-        job = await self._submit(
-            Request(
-                repo=pushed.repo,
-                number=head.number,
-                target=TargetKind.pull_request,
-                trigger=trigger,
-                instructions=instructions(checks),
-                title=pushed.title,
-                body=pushed.body,
-                agent=worker.agent,
-                model=worker.model,
-                profile=asked_for(worker),
-                named=goes_on(worker.named),
-                kind=JobKind.fix,
-                left_out=(*pushed.left_out, *checks.unread),
-                judged=True,
-            )
+        request = Request(
+            repo=pushed.repo,
+            number=head.number,
+            target=TargetKind.pull_request,
+            trigger=trigger,
+            instructions=instructions(checks),
+            title=pushed.title,
+            body=pushed.body,
+            kind=JobKind.fix,
+            left_out=(*pushed.left_out, *checks.unread),
+            judged=True,
         )
+        job = await self._submit(as_before(request, worker))
         await self._heads.close(head, "a job is at it" if job is not None else "the job was refused")
 
     async def _leave(self, head: FailingHead, pushed: Job, why: str) -> None:
@@ -227,6 +222,22 @@ class Fixer:
 def worker_of(jobs: Sequence[Job]) -> Job | None:
     """The newest of ``jobs`` (they are in that order) whose agent could change code; None: there is none."""
     return next((job for job in jobs if not job.kind.reads_only and job.kind is not JobKind.release), None)
+
+
+def as_before(request: Request, worker: Job) -> Request:
+    """``request`` with the agent and model of ``worker``, unless it, or the profile that it has here, names others.
+
+    Where somebody named a profile for ``worker`` it goes on with that, and with the agent that was taken then.
+    """
+    request = request.evolve(
+        usual_agent=worker.agent, usual_model=worker.model, named=request.named or goes_on(worker.named)
+    )
+    profile = asked_for(worker)
+    if profile is None or request.profile is not None:
+        return request
+    if request.agent in (None, worker.agent):
+        request = request.evolve(agent=worker.agent, model=request.model or worker.model)
+    return request.evolve(profile=profile)
 
 
 def _trigger(head: FailingHead, pushed: Job) -> Trigger:

@@ -262,10 +262,11 @@ def _touched(rule: PlanRule, facts: Facts) -> list[Reason]:
 def choose(rules: Rules, config: RepoConfig, request: Request, profile: Profile | None = None) -> Choice:
     """What is used for ``request`` in a repository with ``config``, with the job's ``profile``."""
     usual = config.agent or rules.default_agent
-    own = (profile.agent or usual, profile.model) if profile is not None else (usual, None)
-    agent = request.agent or own[0]
+    own = (profile.agent, profile.model) if profile is not None else (None, None)
+    agent = request.agent or own[0] or request.usual_agent or usual
     # a model fits its own agent only: the repository's is for the repository's agent, a profile's for the profile's
-    fitting = [model for whose, model in (own, (usual, config.model)) if whose == agent and model]
+    models = ((own[0] or usual, own[1]), (request.usual_agent, request.usual_model), (usual, config.model))
+    fitting = [model for whose, model in models if whose == agent and model]
     model = request.model or next(iter(fitting), None) or rules.models.get(agent)
     longest = longest_of(rules, config)
     timeout = request.timeout or request.usual_timeout or longest

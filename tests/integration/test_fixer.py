@@ -16,10 +16,11 @@ from bot.check_reader import CheckReader
 from bot.facts import FactFinder
 from bot.failed_checks import PENDING_PATIENCE
 from bot.failing_heads import FailingHeads
-from bot.fixer import EVENT, FORGET, Fixer
+from bot.fixer import EVENT, FORGET, Fixer, as_before
 from bot.github import GitHub
 from bot.github_transport import Patience
 from bot.model import Actor, Job, JobKind, JobState, Repo, Request, TargetKind, Trigger, job_id_for
+from bot.profiles import Profile, keep
 from bot.redact import Redactor
 from bot.repo_config import PATH
 from bot.sandbox.faults import Fault
@@ -181,7 +182,8 @@ async def test_a_failure_of_our_commit_starts_a_job(place: Place) -> None:
         TargetKind.pull_request,
         place.number,
     )
-    assert (request.agent, request.model, request.title) == ("codex", "m1", "The task")
+    assert (request.agent, request.usual_agent, request.usual_model) == (None, "codex", "m1")
+    assert request.title == "The task"
     assert request.trigger.event == EVENT
     assert request.trigger.actor.login == "maria"  # who asked for the work, and must still be allowed to
     assert "assert 1 == 2" in request.instructions
@@ -360,7 +362,18 @@ async def test_the_agent_that_worked_here_last_goes_on(place: Place) -> None:
     await works(place, "qwen", number=99, pull_number=98)  # the same issue, another pull request
     await place.fails()
     (request,) = place.asked
-    assert (request.agent, request.model) == ("claude", "m2")
+    assert (request.usual_agent, request.usual_model) == ("claude", "m2")
+
+
+async def test_a_profile_that_somebody_named_goes_on_with_the_agent_that_was_taken(place: Place) -> None:
+    named = keep(Profile(name="mine", text="Be brief.", agent="codex", asked=True))
+    await works(place, "claude", config=named)
+    await place.fails()
+    (request,) = place.asked
+    assert (request.profile, request.agent, request.model) == ("mine", "claude", "m2")
+    (worker,) = [one for one in await place.store.recent_jobs() if one.agent == "claude"]
+    other = as_before(request.evolve(profile=None, agent="qwen", model=None), worker)
+    assert (other.profile, other.agent, other.model) == ("mine", "qwen", None)
 
 
 async def test_an_agent_that_runs_commands_is_not_told_what_failed_and_people_are_told_why(

@@ -213,6 +213,12 @@ def test_an_unknown_name_is_answered_with_those_that_there_are() -> None:
         ("{model: sonnet}", {"agent": "codex", "model": "gpt-5"}, {"agent": "claude"}, "claude", "sonnet"),
         ("{}", {"model": "opus"}, {"agent": "codex"}, "codex", "gpt"),
         ("{}", {"agent": "codex", "model": "gpt-5"}, {"model": "mine"}, "codex", "mine"),
+        # who worked there before comes after the profile, and before the repository
+        ("{model: sonnet}", {}, {"usual_agent": "codex", "usual_model": "o9"}, "codex", "o9"),
+        ("{}", {"model": "opus"}, {"usual_agent": "codex"}, "codex", "gpt"),
+        ("{}", {"agent": "claude"}, {"usual_agent": "codex", "usual_model": "o9"}, "claude", "usual"),
+        ("{}", {}, {"usual_agent": "codex", "usual_model": "o9", "agent": "claude"}, "claude", "usual"),
+        ("{}", {}, {"usual_agent": "codex", "usual_model": "o9", "model": "mine"}, "codex", "mine"),
     ],
 )
 def test_a_command_counts_more_than_the_profile_and_that_more_than_the_repository(
