@@ -23,7 +23,7 @@ from bot.delivery_log import Attempt, DeliveryLog, ForeignDelivery
 from bot.errors import ConductorError
 from bot.github_errors import RateLimited
 from bot.inbox import Delivery, Inbox, Stored
-from bot.queue import Dispatcher
+from bot.locks import Locks
 from bot.report import Reporter
 from bot.unanswered import Found, Unanswered, Window
 
@@ -69,7 +69,7 @@ class CatchingUp:
         unanswered: Unanswered,
         inbox: Inbox,
         cursors: Cursors,
-        dispatcher: Dispatcher,
+        locks: Locks,
         reporter: Reporter,
         wanted: Wanted,
         take: Callable[[str, str | None], None],
@@ -86,7 +86,7 @@ class CatchingUp:
         self._unanswered = unanswered
         self._inbox = inbox
         self._cursors = cursors
-        self._dispatcher = dispatcher
+        self._locks = locks
         self._reporter = reporter
         self._wanted = wanted
         self._take = take
@@ -114,7 +114,7 @@ class CatchingUp:
             return False
         try:
             # one server at a time: not for correctness, but to ask GitHub only once
-            async with self._dispatcher.lock("catching-up", int(2 * ROUND)) as mine:
+            async with self._locks.hold_if_free("catching-up") as mine:
                 if not mine:
                     await self._drop()
                     return False

@@ -12,7 +12,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from bot.errors import ConductorError, GitHubUnavailable
 from bot.github_errors import Forbidden, NotFound
 from bot.model import FailureKind, Job, JobState
-from bot.queue import Dispatcher
 from bot.render import duration, waiting_words
 from bot.report import Reporter
 from bot.scheduling import Scheduler
@@ -40,7 +39,6 @@ class Housekeeping:
         self,
         *,
         store: Store,
-        dispatcher: Dispatcher,
         scheduler: Scheduler,
         reporter: Reporter,
         prune: Callable[[], Awaitable[object]],
@@ -52,7 +50,6 @@ class Housekeeping:
         ``also`` are parts of others: methods that may be repeated.
         """
         self._store = store
-        self._dispatcher = dispatcher
         self._scheduler = scheduler
         self._reporter = reporter
         self._prune = prune
@@ -81,7 +78,7 @@ class Housekeeping:
         ):
             try:
                 # one server at a time: not for correctness, but to ask GitHub only once
-                async with self._dispatcher.lock(f"housekeeping:{part.__qualname__}", 60) as mine:
+                async with self._store.locks.hold_if_free(f"housekeeping:{part.__qualname__}") as mine:
                     if mine:
                         await part()
             except (ConductorError, SQLAlchemyError, OSError) as error:

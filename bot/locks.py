@@ -49,19 +49,39 @@ class Locks:
             if self._sessions is None:
                 yield
                 return
-            async with self._sessions.connect() as session:
-                # without a transaction, which would keep PostgreSQL from cleaning up as long as it is open
-                session = await session.execution_options(isolation_level="AUTOCOMMIT")
+            async with _session(self._sessions) as session:
                 await self._take(session, name)
                 try:
                     yield
                 finally:
                     await _give_back(session, name)
 
+    @asynccontextmanager
+    async def hold_if_free(self, name: str) -> AsyncIterator[bool]:
+        """Have the lock ``name`` for the length of the block; False when somebody else has it, who is not waited for.
+
+        Raises SQLAlchemy's errors.
+        """
+        here = self._here.setdefault(name, asyncio.Lock())
+        if here.locked():
+            yield False
+            return
+        async with here:
+            if self._sessions is None:
+                yield True
+                return
+            async with _session(self._sessions) as session:
+                mine = await _taken(session, name)
+                try:
+                    yield mine
+                finally:
+                    if mine:
+                        await _give_back(session, name)
+
     async def _take(self, session: AsyncConnection, name: str) -> None:
         give_up, pause = time.monotonic() + self._patience, _FIRST_LOOK
         # asked again and again: a statement that waits would run into the time limit of statements
-        while not (await session.execute(select(func.pg_try_advisory_lock(_key(name))))).scalar_one():
+        while not await _taken(session, name):
             if time.monotonic() >= give_up:
                 raise InfrastructureError(
                     f"Another server has had the lock {name!r} for {self._patience:.0f} s.",
@@ -69,6 +89,18 @@ class Locks:
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LOOKS)
+
+
+@asynccontextmanager
+async def _session(sessions: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    async with sessions.connect() as session:
+        # without a transaction, which would keep PostgreSQL from cleaning up as long as it is open
+        yield await session.execution_options(isolation_level="AUTOCOMMIT")
+
+
+async def _taken(session: AsyncConnection, name: str) -> bool:
+    """Take the lock if it is free; whether it was."""
+    return bool((await session.execute(select(func.pg_try_advisory_lock(_key(name))))).scalar_one())
 
 
 async def _give_back(session: AsyncConnection, name: str) -> None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable, Sequence
 
 from redis import Redis
 from redis.backoff import ExponentialBackoff
@@ -87,24 +86,6 @@ class Dispatcher:
                 if job_id not in waiting
             ]
         )
-
-    @asynccontextmanager
-    async def lock(self, name: str, seconds: int) -> AsyncIterator[bool]:
-        """Hold the lock ``name`` while the block runs, at most ``seconds``; False when another holds it.
-
-        Raises InfrastructureError when Redis does not answer.
-        """
-        lock = self._redis.lock(f"conductor:lock:{name}", timeout=seconds, thread_local=False)
-        try:
-            mine = await asyncio.to_thread(lock.acquire, blocking=False)
-        except RedisError as error:
-            raise _unreachable(error) from error
-        try:
-            yield mine
-        finally:
-            if mine:
-                with suppress(RedisError):  # it ends by itself
-                    await asyncio.to_thread(lock.release)
 
     async def waiting(self, serves: Iterable[str] = ()) -> int:
         """How many wake-ups wait for hosts that have exactly the capabilities ``serves``."""

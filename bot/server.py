@@ -81,7 +81,6 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
 
         housekeeping = Housekeeping(
             store=store,
-            dispatcher=dispatcher,
             scheduler=conductor.scheduler,
             reporter=conductor.reporter,
             prune=prune,
@@ -109,7 +108,7 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
             ),
             inbox=inbox,
             cursors=Cursors(store.engine),
-            dispatcher=dispatcher,
+            locks=store.locks,
             reporter=conductor.reporter,
             wanted=router.wanted,
             take=app[PROCESSOR].take,

@@ -62,6 +62,22 @@ async def test_whatever_ends_the_block_gives_the_lock_back(engine: AsyncEngine) 
         pass
 
 
+async def test_a_lock_that_is_not_free_is_not_waited_for_if_so_wanted(engine: AsyncEngine) -> None:
+    one, two = servers(engine)
+    for holder, other in ((one, two), (two, one), (one, one)):
+        async with holder.hold_if_free("it") as mine, other.hold_if_free("it") as too:
+            assert (mine, too) == (True, False)
+            async with other.hold_if_free("another") as apart:
+                assert apart
+        async with holder.hold("it"), other.hold_if_free("it") as too:
+            assert not too
+    with pytest.raises(ZeroDivisionError):
+        async with one.hold_if_free("it"):
+            raise ZeroDivisionError
+    async with two.hold_if_free("it") as mine:
+        assert mine
+
+
 several_servers = pytest.mark.parametrize(
     "database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
 )

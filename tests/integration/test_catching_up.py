@@ -26,7 +26,6 @@ from bot.github import GitHub
 from bot.github_transport import Patience
 from bot.inbox import Delivery, Inbox, State
 from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
-from bot.queue import Dispatcher
 from bot.redact import Redactor
 from bot.report import Reporter
 from bot.sandbox.faults import Fault
@@ -96,12 +95,11 @@ class Bot:
 class Town:
     """A sandbox whose App's address refuses, a database, and as many servers as a test wants."""
 
-    def __init__(self, github: Sandbox, engine: AsyncEngine, redis_url: str, clock: Clock) -> None:
+    def __init__(self, github: Sandbox, engine: AsyncEngine, clock: Clock) -> None:
         self.github = github
         self.engine = engine
         self.clock = clock
         self.store = Store(engine)
-        self._redis_url = redis_url
         self._stack = contextlib.AsyncExitStack()
 
     async def bot(self, *, wanted: Wanted = WANTED, **values: Any) -> Bot:
@@ -119,8 +117,6 @@ class Town:
         )
         inbox = Inbox(self.engine)
         self._stack.push_async_callback(inbox.aclose)
-        dispatcher = Dispatcher(self._redis_url)
-        self._stack.callback(dispatcher.close)
         taken: list[str] = []
         catching_up = CatchingUp(
             delivery_log=DeliveryLog(github),
@@ -135,7 +131,7 @@ class Town:
             ),
             inbox=inbox,
             cursors=Cursors(self.engine),
-            dispatcher=dispatcher,
+            locks=self.store.locks,
             reporter=Reporter(github, self.store, Redactor()),
             wanted=wanted,
             **(
@@ -173,10 +169,10 @@ class Town:
 
 
 @pytest.fixture
-async def town(engine: AsyncEngine, clean_redis: str, tmp_path: Path) -> AsyncIterator[Town]:
+async def town(engine: AsyncEngine, tmp_path: Path) -> AsyncIterator[Town]:
     clock = Clock()
     async with Sandbox.start(state_dir=tmp_path / "github", webhook_url=NOBODY, clock=clock) as github:
-        town = Town(github, engine, clean_redis, clock)
+        town = Town(github, engine, clock)
         yield town
         await town.aclose()
         await github.deliveries_settled()
@@ -442,15 +438,12 @@ async def test_two_servers_that_take_turns_take_up_each_once(town: Town) -> None
     assert [one.id for one in await town.stored()] == guids
 
 
-async def test_while_another_server_is_at_it_nothing_is_done(town: Town, clean_redis: str) -> None:
+async def test_while_another_server_is_at_it_nothing_is_done(town: Town) -> None:
     await labelled_issue(town)
     bot = await town.bot()
-    other = Dispatcher(clean_redis)
-    async with other.lock("catching-up", 60) as mine:
-        assert mine
+    async with town.store.locks.hold("catching-up"):
         assert not await bot.catching_up.once()
         assert bot.transport.asked == []
-    other.close()
     assert len(await bot.all()) == 1
 
 

@@ -1,0 +1,101 @@
+"""Housekeeping with a real database: what it does needs no Redis, and is done by one server at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from bot.github import GitHub
+from bot.housekeeping import Housekeeping
+from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.queue import Dispatcher
+from bot.redact import Redactor
+from bot.report import Reporter
+from bot.scheduling import Scheduler
+from bot.store import Store
+
+NOWHERE = "127.0.0.1:1"
+
+
+def job(name: str, state: JobState, **changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "id": name,
+        "repo": Repo(owner="acme", name="hello", id=10, installation_id=20),
+        "number": 1,
+        "target": TargetKind.issue,
+        "trigger": Trigger(delivery_id=name, event="e", actor=Actor(login="tom", id=6, type="User")),
+        "agent": "shell",
+        "model": None,
+        "instructions": "",
+        "title": "T",
+        "body": "",
+        "timeout": 60,
+        "state": state,
+        "created_at": datetime.now(UTC),
+        "thread_id": name,
+    }
+    return Job(**values | changes)
+
+
+@functools.cache
+def private_key() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    private, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, private, plain).decode()
+
+
+@asynccontextmanager
+async def keeper(store: Store, done: list[str]) -> AsyncIterator[Housekeeping]:
+    """One whose Redis and GitHub are away; parts of others are told to ``done``."""
+
+    async def pruned() -> None:
+        done.append("pruned")
+
+    async def also() -> None:
+        done.append("also")
+
+    dispatcher = Dispatcher(f"redis://{NOWHERE}/0")
+    async with GitHub(f"http://{NOWHERE}", "1", private_key()) as github:
+        yield Housekeeping(
+            store=store,
+            scheduler=Scheduler(store, dispatcher),
+            reporter=Reporter(github, store, Redactor()),
+            prune=pruned,
+            patience=timedelta(days=1),
+            also=(also,),
+        )
+    dispatcher.close()
+
+
+async def test_what_is_looked_after_does_not_wait_for_redis(store: Store) -> None:
+    await store.host_seen("one", 1, datetime.now(UTC))
+    await store.add_job(job("waits", JobState.queued))
+    asked = datetime.now(UTC) - timedelta(days=2)
+    await store.add_job(job("asks", JobState.paused, question="?", asked_at=asked, hibernated=True))
+    done: list[str] = []
+    async with keeper(store, done) as housekeeping:
+        await housekeeping.once()
+    assert done == ["pruned", "also"]
+    ended = await store.job("asks")
+    assert ended is not None
+    assert (ended.state, "Nobody answered" in ended.message) == (JobState.timed_out, True)
+
+
+async def test_a_part_that_another_server_is_at_is_left_to_it(engine: AsyncEngine) -> None:
+    # the servers of one SQLite file are one: there the lock is the process's
+    here = Store(engine)
+    other = Store(engine) if engine.dialect.name == "postgresql" else here
+    done: list[str] = []
+    async with keeper(here, done) as housekeeping:
+        async with other.locks.hold("housekeeping:keeper.<locals>.pruned"):
+            await housekeeping.once()
+        assert done == ["also"]
+        await housekeeping.once()
+        assert done == ["also", "pruned", "also"]
