@@ -33,10 +33,11 @@ from bot.events import Event
 from bot.github import GitHub
 from bot.github_errors import GitHubError
 from bot.model import FEEDBACK, Actor, Approval, ApprovalKind, ApprovalState, Job, JobState, Repo
+from bot.policy import Decision
 from bot.repo_config import of as config_of
 from bot.repo_rules import People
 from bot.reviews import Reviewed, ReviewFinder
-from bot.standing import team_name
+from bot.standing import at_least, team_name
 from bot.store import Store
 
 log = structlog.get_logger(__name__)
@@ -359,9 +360,7 @@ class ApprovalDesk:
         if event is not None and event.action == "submitted":
             ignored = next((one for one in count.votes.ignored if one.review.id == review_id), None)
             if ignored is not None:
-                await self._explain_no(
-                    approval, ignored.review, ignored.decision.refusals, ignored.decision.silent
-                )
+                await self._explain_no(count, ignored.review, ignored.decision)
                 return True
             return any(one.review.id == review_id for one in count.votes.approvals)
         return False
@@ -378,19 +377,26 @@ class ApprovalDesk:
         person = count.reviewed.people.get(review.author.id)
         if person is not None:
             weighed = weigh(review, person, count.subject, count.reviewed.pull, count.policy)
-            await self._explain_no(approval, review, weighed.decision.refusals[:1], weighed.decision.silent)
+            await self._explain_no(count, review, weighed.decision, most=1)
         return True
 
     async def _explain_no(
-        self, approval: Approval, review: Review, sentences: list[str], silent: bool
+        self, count: _Count, review: Review, decision: Decision, *, most: int | None = None
     ) -> None:
+        """Say why a review does not count. Who may not write hears it once: anybody can review what they may read."""
+        approval, sentences = count.approval, decision.refusals[:most]
         log.info(
             "review does not count", approval=approval.id, review=review.id, by=review.login, why=sentences
         )
         if review.author is not None:
             await self.approvals.not_counted(approval, review_id=review.id, by=review.author, why=sentences)
-        if silent:
+        if decision.silent:
             return
+        person = count.reviewed.people.get(review.author.id) if review.author else None
+        if person is None or not at_least(person.permission, "write"):
+            key = f"not-counted:{approval.id}:{review.login}"
+            if not await self._store.say_once(key, f"review:{review.id}"):
+                return
         try:
             await self._writer.not_counted(approval, review.id, review.login, sentences)
         except GitHubUnavailable:

@@ -191,3 +191,16 @@ async def test_whose_words_are_done_once_more_asked_for_it(place: Place) -> None
     assert "You asked for this work" in place.ours()[-1]
     await place.reviewed("rita")
     assert (await place.now(asked)).decided_by == "rita"
+
+
+async def test_who_may_not_write_is_told_once_that_their_reviews_do_not_count(place: Place) -> None:
+    """Anybody may review what they may read, as often as they like."""
+    await place.ask()
+    for word in ("One.", "Two.", "Three."):
+        await place.reviewed("reader", body=word)
+    assert len(place.ours()) == 2
+    assert "needs write access" in place.ours()[1]
+    assert (await place.kinds()).count("review.ignored") == 3
+    for word in ("One.", "Two."):  # who may write may have mended what was wrong, and hears what is wrong now
+        await place.reviewed("maria", body=word)
+    assert len(place.ours()) == 4
