@@ -479,7 +479,7 @@ class _Attempt:
         return desk
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """What ``work`` answers. A first clone and a new image take minutes: a person who cancels waits for neither.
+        """What ``work`` answers. A first clone, an image, services take minutes: who cancels waits for none of them.
 
         Raises _Stopped; others that wait for the same image still get it.
         """
@@ -632,7 +632,8 @@ class _Attempt:
                     await host.runner.remove(found)
                 # an engine that was killed while it started a container may know nothing of its processes
                 desk.renew_token()
-            found = await host.runner.start(self._spec(desk, image))
+            # services may have to be pulled, and take their time to be ready; what is left is found by its label
+            found = await self._unless_stopped(host.runner.start(self._spec(desk, image)))
         else:
             await host.runner.unpause(found)  # it was frozen, if we were killed while it was woken up
         self.container = found

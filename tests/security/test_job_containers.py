@@ -151,6 +151,26 @@ services: {{probe: {{image: "{containers.BASE_IMAGE}", command: [sleep, "600"], 
             client.images.remove(image.id, force=True)
 
 
+async def test_27_a_job_is_stopped_while_its_services_start_and_nothing_stays(
+    client: docker.DockerClient, tmp_path: Path
+) -> None:
+    health = "{command: ['false'], interval: 0.5, retries: 600}"  # never ready
+    rules = f"services: {{probe: {{image: '{containers.BASE_IMAGE}', command: [sleep, '600'], health: {health}}}}}"
+    async with watched(client, tmp_path, service_images=(containers.BASE_IMAGE,)) as (box, watch):
+        octocat = box.github.as_user("octocat")
+        await octocat.push_commit(REPO, "main", {".github/conductor.yml": rules})
+        number = await start(box, "echo 1 > one.txt")
+        async with asyncio.timeout(120):
+            while len(watch.found) < 2:  # the job's own and its service's
+                await asyncio.sleep(0.05)
+        await octocat.comment(REPO, number, "/agent cancel")
+        job = await box.ended(number, within=60)
+        assert (job.state, job.cancel_requested_by) == (JobState.cancelled, "octocat")
+        async with asyncio.timeout(60):
+            while await asyncio.to_thread(containers.traces, client, f"{job.id}-1"):
+                await asyncio.sleep(0.1)
+
+
 HOLD = "touch /workspace/here; until [ -e /workspace/go ]; do sleep 0.1; done"
 
 
