@@ -30,6 +30,7 @@ class AuditKind(enum.StrEnum):
     job_refused = "job.refused"  # any command that was refused, with the decision
     job_cancelled = "job.cancelled"  # somebody wants it to stop
     job_answered = "job.answered"  # a paused job's question
+    job_told = "job.told"  # more words for an agent that works
     job_ended = "job.ended"  # with what it used and cost
     approval_asked = "approval.asked"
     approval_granted = "approval.granted"
@@ -60,6 +61,7 @@ MUST = frozenset(
     {
         AuditKind.job_accepted,
         AuditKind.job_answered,
+        AuditKind.job_told,
         AuditKind.approval_asked,
         AuditKind.approval_granted,
         AuditKind.approval_used,

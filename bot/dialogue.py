@@ -11,6 +11,7 @@ import structlog
 
 from bot.approval_desk import DECIDED
 from bot.approval_store import ApprovalStore
+from bot.audit_chain import AuditKind
 from bot.check_reader import CheckReader
 from bot.conductor import Conductor
 from bot.conversation import Conversation
@@ -190,6 +191,15 @@ class Dialogue:
             return
         if working is not None and self._listens(working.agent):
             await self._approvals.asks_too(working.id, trigger.actor.id)
+            await self._conductor.audit.record(
+                AuditKind.job_told,
+                actor=trigger.actor,
+                repo=repo,
+                number=number,
+                job_id=working.id,
+                delivery_id=trigger.delivery_id,
+                details={"words": words},
+            )
             await self._store.tell(working.id, words, trigger.actor.login, event=event)
             await self._reporter.react(repo, number, trigger, "eyes")
             return

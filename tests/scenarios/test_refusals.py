@@ -23,7 +23,8 @@ import pytest
 import pytest_asyncio
 
 from bot.approval_store import ApprovalStore
-from bot.audit import Audit
+from bot.audit import Audit, Wanted
+from bot.audit_chain import Entry
 from bot.check_report import check_run
 from bot.check_runs import CheckRuns
 from bot.github import GitHub
@@ -673,6 +674,11 @@ async def check_done(deed: Deed, trigger: Trigger, who: Role) -> None:
     elif trigger.effect == "told":
         (old,) = jobs
         assert (deed.guid, old.id, who.login) in deed.after
+        wanted = Wanted(kinds=["job.told"], delivery_id=deed.guid)
+        (entry,) = await Audit(deed.cell.box.store.engine, deed.cell.box.redactor).newest(wanted, 2)
+        assert isinstance(entry, Entry)
+        assert (entry.actor, entry.job_id) == (who.login, old.id)
+        assert entry.details["words"].startswith("Mind the tests.")
     else:
         (asked,) = await deed.cell.approvals()
         assert (str(asked.state), asked.decided_by) == (trigger.effect, who.login)
