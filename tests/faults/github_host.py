@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import itertools
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -125,27 +126,30 @@ class Host:
 async def serve(folder: Path, listen: str) -> None:
     """Answer until standard input ends."""
     loop = asyncio.get_running_loop()
+    # answers alone go through the pipe: what somebody prints or logs (a client of git that was killed) goes to the log
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     reader = asyncio.StreamReader(limit=LINE_LIMIT)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     async with Sandbox.start(state_dir=folder, listen=listen, webhook_secret=CANARIES["webhook"]) as sandbox:
         host = Host(sandbox)
         tasks: set[asyncio.Task[None]] = set()
         while line := await reader.readline():
-            task = asyncio.create_task(_reply(host, orjson.loads(line)))
+            task = asyncio.create_task(_reply(host, orjson.loads(line), answers))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
 
-async def _reply(host: Host, asked: dict[str, Any]) -> None:
+async def _reply(host: Host, asked: dict[str, Any], answers: IO[bytes]) -> None:
     reply: dict[str, Any] = {"id": asked["id"]}
     try:
         reply["answer"] = await host.answer(asked)
     except Exception as error:  # the test is told, and it judges
         reply["error"] = f"{type(error).__name__}: {error}"
-    sys.stdout.buffer.write(
+    answers.write(
         orjson.dumps(reply, default=str, option=orjson.OPT_NON_STR_KEYS | orjson.OPT_APPEND_NEWLINE)
     )
-    sys.stdout.buffer.flush()
+    answers.flush()
 
 
 class RemoteGitHub:
@@ -193,6 +197,7 @@ class RemoteGitHub:
         await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _ask(self, what: dict[str, Any]) -> Any:
+        assert not self._reader.done(), "the sandbox GitHub answers no more; its log may say why"
         number = next(self._numbers)
         future = self._asked[number] = asyncio.get_running_loop().create_future()
         assert self._process.stdin is not None
@@ -206,6 +211,17 @@ class RemoteGitHub:
             self._asked.pop(number, None)
 
     async def _read(self) -> None:
+        why = "the sandbox GitHub has ended"
+        try:
+            await self._answers()
+        except ValueError as error:
+            why = f"the sandbox GitHub does not answer in its own way: {error}"
+        finally:
+            for future in self._asked.values():
+                if not future.done():
+                    future.set_exception(AssertionError(why))
+
+    async def _answers(self) -> None:
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
             reply = orjson.loads(line)
@@ -216,9 +232,6 @@ class RemoteGitHub:
                 future.set_exception(AssertionError(f"the sandbox GitHub says: {reply['error']}"))
             else:
                 future.set_result(reply["answer"])
-        for future in self._asked.values():
-            if not future.done():
-                future.set_exception(AssertionError("the sandbox GitHub has ended"))
 
 
 if __name__ == "__main__":
