@@ -1,7 +1,9 @@
 """Removes images of ours that nobody needs: unused for too long, or the longest unused while all take too much space.
 
 Never one that a container has, nor one that was used a short while ago: an attempt may be about to start from it. When
-an image was last used is kept by the engine: it is when it last got its name (``ImageBuilder.note_use``).
+an image was last used is kept by the engine: it is when it last got its name (``ImageBuilder.note_use``). A container
+of no attempt that was made a while ago and never started is none that needs its image: a worker was killed while it
+made another image of it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from docker.errors import APIError, DockerException, NotFound
 
 from bot.errors import InfrastructureError
 from bot.images import AGENT_LABEL, BUILD_LABEL, CAPABILITIES_LABEL, OWNER_LABEL
+from runners.docker import ATTEMPT_LABEL
 
 if TYPE_CHECKING:
     import docker
@@ -123,9 +126,20 @@ class ImageCollector:
                     found.append(_Entry.of(held, steps))
         return sorted(found, key=lambda entry: (-entry.image.used, entry.image.name, entry.image.id))
 
+    def _remove_forgotten(self, client: docker.DockerClient, now: float) -> None:
+        unstarted = {"status": "created", "label": self._label}
+        for found in client.api.containers(all=True, filters=unstarted):
+            # of an attempt it is the janitor's
+            if ATTEMPT_LABEL in found["Labels"] or now - float(found["Created"]) < SPARED:
+                continue
+            with contextlib.suppress(NotFound):
+                client.api.remove_container(found["Id"], v=True)
+                _log.info("container_removed", container=found["Id"], image=found["Image"])
+
     def _collect(self, client: docker.DockerClient, everything: bool) -> list[HeldImage]:
-        held = self._look(client)
         now = self._now()
+        self._remove_forgotten(client, now)
+        held = self._look(client)
         removed = []
         # what no image needs any more is only a cache: it goes before any image that has a name
         # and of those used at the same time the ones that others are built on are the last

@@ -16,7 +16,7 @@ import docker
 import requests
 import structlog
 import urllib3
-from docker.errors import DockerException, ImageNotFound
+from docker.errors import DockerException, ImageNotFound, NotFound
 
 from bot.capabilities import CAPABILITIES, Capability
 from bot.errors import InfrastructureError
@@ -287,11 +287,19 @@ class ImageBuilder:
             raise _unreachable(error) from error
 
 
+def home_container(tag: str) -> str:
+    """The name of the container that the image ``tag`` is made of: one that a killed worker left is found by it."""
+    return f"conductor-home-{hashlib.sha256(tag.encode()).hexdigest()[:16]}"
+
+
 def _keep_home(api: docker.APIClient, container: str, image: str, tag: str, labels: Mapping[str, str]) -> str:
+    name = home_container(tag)
+    with contextlib.suppress(NotFound):
+        api.remove_container(name, force=True, v=True)
     chunks, _ = api.get_archive(container, HOME)
-    made = api.create_container(image, labels=dict(labels), network_disabled=True, use_config_proxy=False)[
-        "Id"
-    ]
+    made = api.create_container(
+        image, name=name, labels=dict(labels), network_disabled=True, use_config_proxy=False
+    )["Id"]
     try:
         api.put_archive(made, str(PurePosixPath(HOME).parent), home_archive(chunks))
         # never started, so its configuration is the image's own with the labels

@@ -15,8 +15,9 @@ from docker.errors import ImageNotFound
 
 from bot.errors import InfrastructureError
 from bot.images import AGENT_LABEL, OWNER_LABEL
+from runners.docker import ATTEMPT_LABEL
 from runners.image_collector import SPARED, ImageCollector
-from runners.images import ImageBuilder
+from runners.images import ImageBuilder, home_container
 from tests import containers
 
 pytestmark = pytest.mark.docker
@@ -131,10 +132,39 @@ async def test_what_images_share_counts_once(shelf: Shelf) -> None:
     assert await shelf.collector(max_disk=disk).collect() == []
 
 
+async def test_a_container_that_was_never_started_keeps_no_image_for_ever(shelf: Shelf) -> None:
+    """A worker was killed while it made an image with a repository's set-up."""
+    image = await shelf.make("busy", MB)
+    shelf.client.api.create_container(image, "true", labels={shelf.mark: "1"})
+    now = time.time()
+    young = shelf.collector(max_disk=0, now=now + SPARED - 60)
+    assert await young.collect(everything=True) == [], "it may be one that is being made"
+    removed = await shelf.collector(max_disk=0, now=now + SPARED + 60).collect()
+    assert [gone.name for gone in removed] == [shelf.name("busy")]
+
+
+async def test_what_a_killed_worker_made_an_image_of_is_made_anew(shelf: Shelf) -> None:
+    text = f"FROM {containers.BASE_IMAGE}\nRUN install -d /home/agent; echo 1 > /home/agent/mine\nLABEL {shelf.mark}=1"
+    base, _ = await asyncio.to_thread(
+        shelf.client.images.build, fileobj=io.BytesIO(text.encode()), rm=True, network_mode="none"
+    )
+    api, tag, labels = shelf.client.api, shelf.name("home"), {shelf.mark: "1"}
+    done = api.create_container(base.id, "true", labels=labels)["Id"]
+    left = api.create_container(base.id, "true", name=home_container(tag), labels=labels)["Id"]
+    image = await shelf.builder.keep_home(done, base.id, tag, labels)
+    assert shelf.there() == {"home"}
+    found = api.containers(all=True, filters={"label": shelf.mark})
+    assert [one["Id"] for one in found] == [done] != [left]
+    made = api.create_container(image, "true", labels=labels)["Id"]
+    assert containers.file_in(shelf.client, made, "/home/agent/mine") == "1\n"
+
+
 async def test_an_image_that_a_container_has_stays(shelf: Shelf) -> None:
     image = await shelf.make("busy", MB)
     await shelf.make("idle", MB)
-    made = shelf.client.api.create_container(image, "true", labels={shelf.mark: "1"})
+    # an attempt's: it was made, and is just being started
+    labels = {shelf.mark: "1", ATTEMPT_LABEL: "j1-1"}
+    made = shelf.client.api.create_container(image, "true", labels=labels)
     removed = await shelf.collector(max_disk=0).collect()
     assert [gone.name for gone in removed] == [shelf.name("idle")]
     assert await shelf.collector(max_disk=0).collect(everything=True) == []
