@@ -267,6 +267,14 @@ class ApprovalDesk:
             raise _void("Somebody took it back at this very moment.", approval.kind)
         return used
 
+    async def covers(self, approval_id: str, *, by: str, sha: str) -> bool:
+        """Whether the job ``by``, which has used it, may begin from the commit ``sha``.
+
+        That is what was approved, or what the job, or one that it does once more, has put on top of it.
+        """
+        approval = await self.approvals.approval(approval_id)
+        return approval is not None and sha in {approval.sha, *await self._put_there(approval, by)}
+
     # --- housekeeping
 
     async def settle(self) -> None:
@@ -414,11 +422,11 @@ class ApprovalDesk:
     async def _put_there(self, approval: Approval, by: str) -> frozenset[str]:
         """The commits that jobs put on the branch which went by ``approval`` in vain, and which ``by`` does once more.
 
-        None where another job has gone by it since.
+        And its own. None where another job has gone by it since.
         """
-        commits: set[str | None] = set()
-        tries: set[str] = set()
         job = await self._store.job(by)
+        commits = {job.marker_sha, job.head_sha} if job is not None else set()
+        tries = {by}
         while job is not None and job.retry_of and job.retry_of not in tries:
             job = await self._store.job(job.retry_of)
             if job is None or job.approval_id != approval.id or job.state not in _IN_VAIN:

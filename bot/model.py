@@ -178,7 +178,7 @@ class Request:
     instructions: str  # what the asker wrote; empty for a label
     title: str
     body: str  # the text as it was in the payload of the trigger
-    agent: str | None = None  # None: the profile's, else usual_agent, else the repository's or the server's default
+    agent: str | None = None  # None: the profile's, usual_agent, the repository's or the server's
     model: str | None = None
     usual_agent: str | None = None  # that has worked there, when neither the asker nor a profile names one
     usual_model: str | None = None  # and its model

@@ -467,6 +467,8 @@ class _Attempt:
             host.images.ensure(self.agent, needs, log=self._tell_line), name=f"image {self.agent.name}"
         )
         mirror = await self._fetch()
+        if not await host.proposals.covers(self.job):
+            raise quarantine.conflict(self.job.branch or "", "somebody has pushed since it was approved")
         submodules = await self._submodules(mirror)
         terms = self._terms(await self._rules(await self._made(making)), submodules)
         granted, _ = await host.proposals.grants(self.job)

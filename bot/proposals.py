@@ -82,6 +82,12 @@ class Proposals:
         except ApprovalVoid as error:
             raise JobFailed(Phase.policy, FailureKind.refused, error.message, error.hint) from error
 
+    async def covers(self, job: Job) -> bool:
+        """Whether what :meth:`check` found approved is what ``job`` begins from: somebody may push in between."""
+        if job.approval_id is None:
+            return True
+        return await self._desk.covers(job.approval_id, by=job.id, sha=job.base_sha or "")
+
     async def asked_by(self, job: Job) -> Job | None:
         """The job that asked for the approval of what ``job`` carries out."""
         approval = await self._desk.approvals.approval(job.approval_id or "")

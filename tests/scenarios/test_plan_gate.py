@@ -13,6 +13,7 @@ from bot.approval_store import ApprovalStore
 from bot.audit import Audit
 from bot.model import Approval, ApprovalKind, ApprovalState, FailureKind, Job, JobKind, JobState, Phase
 from bot.sandbox.actions import Job as ActionsJob
+from bot.sandbox.faults import Fault
 from bot.schema import jobs
 from tests.scenarios.test_questions import SETTINGS
 from tests.scenarios.test_questions import asked as asked_in
@@ -249,6 +250,24 @@ async def test_what_was_pushed_is_not_done_once_more_by_the_old_approval(tmp_pat
         assert (job.kind, job.approval_id) == (JobKind.plan, None)
         await box.dealt_with()
         assert said(box, number, "This is planned anew: what was approved is done.")
+
+
+async def test_a_push_after_the_last_look_at_the_approval_is_not_built_upon(tmp_path: Path) -> None:
+    async with world(tmp_path, plan_first=True) as box:
+        number = await planned(box)
+        await box.stop_worker()
+        await box.github.as_user("octocat").review(REPO, number, "APPROVE", STEPS)
+        job = await box.job(number, nth=1)
+        box.github.faults.add(Fault(path="info/refs", delay=3.0))  # the branch is fetched after that look
+        await box.start_worker()
+        async with asyncio.timeout(60):
+            while (await box.job(number, nth=1)).phase is not Phase.workspace:
+                await asyncio.sleep(0.01)
+        branch = next(pull["head"]["ref"] for pull in box.github.pulls(REPO) if pull["number"] == number)
+        pushed = await box.github.as_user("maria").push_commit(REPO, branch, {"evil.txt": "x"})
+        done = await box.ended(number, nth=1)
+        assert (done.id, done.state, done.failure) == (job.id, JobState.failed, FailureKind.conflict)
+        assert (await box.github.branches(REPO))[branch] == pushed
 
 
 # --- time
