@@ -30,6 +30,8 @@ HTTP_PORT = 80
 NOT_PUBLIC = "not a public address"
 OVER_LIMIT = "over this job's limit"
 MALFORMED = "malformed"
+#: What follows one that was tried in the way for which its port is not the usual one; see blocked_entry().
+_BY_CONNECT, _BY_PLAIN_HTTP = "by CONNECT", "by plain HTTP"
 
 _PRIVATE_MARK = " private"
 _MAX_NAME = 253  # RFC 1035, 2.3.4, without the final dot
@@ -242,6 +244,18 @@ class Blocked:
     why: str = ""  # with no line
 
 
+def blocked_entry(wanted: Destination, *, tunnel: bool) -> str:
+    """``wanted`` as it is recorded when no rule allows it. ``tunnel``: by CONNECT, else by plain HTTP.
+
+    The way is told where a rule without a port would mean the other one: CONNECT to port 80, plain HTTP to port 443.
+    """
+    if tunnel and wanted.port == HTTP_PORT:
+        return f"{wanted} {_BY_CONNECT}"
+    if not tunnel and wanted.port == TLS_PORT:
+        return f"{wanted} {_BY_PLAIN_HTTP}"
+    return str(wanted)
+
+
 def explain(blocked: Mapping[str, int], may_allow: Sequence[str]) -> list[Blocked]:
     """What to tell about ``desk.blocked``, the most wanted first; ``may_allow`` is EGRESS_MAY_ALLOW."""
     may = [parse_rule(pattern) for pattern in may_allow]
@@ -249,18 +263,20 @@ def explain(blocked: Mapping[str, int], may_allow: Sequence[str]) -> list[Blocke
     for entry, times in sorted(blocked.items(), key=lambda item: (-item[1], item[0])):
         where, _, why = entry.partition(" ")
         line = None
-        if not why:
-            line, why = _line_for(where, may)
+        if why in ("", _BY_CONNECT, _BY_PLAIN_HTTP):
+            line, why = _line_for(where, may, usual=not why)
         told.append(Blocked(where=shown(where), times=times, line=line, why=why.strip("()")))
     return told
 
 
-def _line_for(where: str, may: Sequence[Rule]) -> tuple[str | None, str]:
+def _line_for(where: str, may: Sequence[Rule], *, usual: bool) -> tuple[str | None, str]:
+    """The rule that allows it, or why there is none. ``usual``: a rule without a port means it, on 443 and 80."""
     try:
         wanted = parse_destination(where)
     except RuleError:
         return None, MALFORMED
-    port = None if wanted.port in (TLS_PORT, HTTP_PORT) and wanted.address is None else wanted.port
+    bare = usual and wanted.port in (TLS_PORT, HTTP_PORT) and wanted.address is None
+    port = None if bare else wanted.port
     rule = Rule(wanted.host, port=port)
     if any(pattern.covers(rule) for pattern in may):
         return str(rule), ""

@@ -513,7 +513,7 @@ class Desk:
         return found
 
     def add_blocked(self, where: str) -> None:
-        """Count that the container was not let through to ``where`` ("host:port"). At most MAX_BLOCKED are kept.
+        """Count that the container was not let through to ``where`` (see bot.network). At most MAX_BLOCKED are kept.
 
         One that is tried again and again leaves room for others: people must be told of each.
         """

@@ -42,6 +42,7 @@ from bot.network import (
     Rule,
     RuleError,
     address_refusal,
+    blocked_entry,
     matching,
     parse_destination,
     parsed,
@@ -311,7 +312,7 @@ class Egress:
                 "Forbidden by the network rules of this job",
                 f"This container may not connect to {wanted}: the network rules of this job do not allow it. "
                 "Whoever asked for this job is told so. Trying again does not help.",
-                str(wanted),
+                blocked_entry(wanted, tunnel=tunnel),
             )
         return rule
 

@@ -17,7 +17,7 @@ from aiohttp import web
 from yarl import URL
 
 from bot.config import fixed_settings
-from bot.network import Address
+from bot.network import Address, explain
 from bot.terms import Terms
 from runners.gateway import egress as module
 from runners.gateway.desk import Desk
@@ -284,6 +284,14 @@ async def test_a_refusal_tells_the_agent_and_the_user(tmp_path: Path) -> None:
         answer = await agent.get("http://evil.example/x", "Host: evil.example")
         assert answer.startswith(b"HTTP/1.1 403 Forbidden by the network rules of this job\r\n")
         assert agent.desk.blocked == {"evil.example:443": 1, "evil.example:80": 1}
+
+
+async def test_a_refusal_is_recorded_with_the_way_where_that_is_not_the_usual_one(tmp_path: Path) -> None:
+    async with door(tmp_path, "a.example", "b.example") as agent:
+        assert status(await agent.say(f"CONNECT a.example:80 HTTP/1.1\r\n{agent.auth}\r\n")) == 403
+        assert status(await agent.get("http://b.example:443/x", "Host: b.example:443")) == 403
+        lines = {told.where: told.line for told in explain(agent.desk.blocked, ["*.example"])}
+        assert lines == {"a.example:80": "a.example:80", "b.example:443": "b.example:443"}
 
 
 async def test_what_comes_after_a_refused_connect_is_nobody_s_request(tmp_path: Path) -> None:

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.model import JobState
-from bot.network import MALFORMED, NOT_PUBLIC, OVER_LIMIT, Blocked, explain, shown
+from bot.network import (
+    MALFORMED,
+    NOT_PUBLIC,
+    OVER_LIMIT,
+    Blocked,
+    Destination,
+    blocked_entry,
+    explain,
+    matching,
+    parse_rule,
+    shown,
+)
 from bot.repo_config import parse
 from tests.unit.test_render import job, sticky, summary
 
@@ -22,6 +33,26 @@ def test_what_the_repository_may_allow_comes_with_its_line() -> None:
         Blocked(where="files.example.com:80", times=2, line="files.example.com"),
         Blocked(where="files.example.com:443", times=1, line="files.example.com"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("port", "tunnel", "line"),
+    [
+        (443, True, "example.com"),
+        (80, False, "example.com"),
+        (443, False, "example.com:443"),
+        (80, True, "example.com:80"),
+        (8443, True, "example.com:8443"),
+        (8443, False, "example.com:8443"),
+    ],
+)
+def test_the_line_allows_the_way_that_was_tried(port: int, tunnel: bool, line: str) -> None:
+    wanted = Destination("example.com", port)
+    [told] = explain({blocked_entry(wanted, tunnel=tunnel): 1}, ["*.com:*"])
+    assert (told.where, told.line) == (str(wanted), line)
+    assert matching([parse_rule(line)], wanted, tunnel=tunnel)
+    [told] = explain({blocked_entry(wanted, tunnel=tunnel): 1}, [])
+    assert (told.line, told.why) == (None, "the server's operator does not allow it")
 
 
 @pytest.mark.parametrize(
