@@ -391,7 +391,7 @@ class ApprovalDesk:
     async def _explain_no(
         self, count: _Count, review: Review, decision: Decision, *, most: int | None = None
     ) -> None:
-        """Say why a review does not count. Who may not write hears it once: anybody can review what they may read."""
+        """Say why a review does not count. Who may not write hears it once for each state: anybody may review."""
         approval, sentences = count.approval, decision.refusals[:most]
         log.info(
             "review does not count", approval=approval.id, review=review.id, by=review.login, why=sentences
@@ -402,7 +402,7 @@ class ApprovalDesk:
             return
         person = count.reviewed.people.get(review.author.id) if review.author else None
         if person is None or not at_least(person.permission, "write"):
-            key = f"not-counted:{approval.id}:{review.login}"
+            key = f"not-counted:{approval.id}:{review.state}:{review.login}"
             if not await self._store.say_once(key, f"review:{review.id}"):
                 return
         try:
