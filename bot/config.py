@@ -53,6 +53,10 @@ class Price(BaseModel):
     cache_write: float | None = Field(default=None, ge=0, description="written to cache; default: as input")
 
 
+#: Flags of Anthropic's `anthropic-beta`, without their date, that make a call cost more than its model's price: prompts
+#: beyond 200,000 tokens, and quicker answers (https://platform.claude.com/docs/en/about-claude/pricing).
+DearBeta = Literal["context-1m", "fast-mode"]
+
 #: List prices of the models that our default agents use. The Claude figures are those that Claude Code 2.1
 #: itself reports as `costBasis: list`; the operator's `prices` add to or replace them.
 DEFAULT_PRICES: dict[str, Price] = {
@@ -210,6 +214,9 @@ class Settings(BaseSettings):
     models_allowed: tuple[str, ...] = Field((), description="patterns such as claude-*; empty: any model")
     llm_server_tools: tuple[str, ...] = Field(
         (), description="tools that the provider may run itself, e.g. web_search; each is a way out"
+    )
+    llm_betas: tuple[DearBeta, ...] = Field(
+        (), description="which betas of Anthropic may be used that cost more than a model's price says"
     )
     models: dict[str, str] = Field(
         default_factory=lambda: {

@@ -36,6 +36,11 @@ MILLION = 1_000_000
 BYTES_PER_TOKEN = 4
 
 
+#: So many times the price of input costs what Anthropic's cache keeps for an hour, not for five minutes
+#: (https://platform.claude.com/docs/en/about-claude/pricing#prompt-caching).
+HOUR_WRITE = 2
+
+
 class Price(Protocol):
     """What a model costs, in US dollars for a million tokens (``bot.config.Price``)."""
 
@@ -56,8 +61,13 @@ class Price(Protocol):
         """Tokens written to the cache; None: as ``input``."""
 
 
-def price(usage: Usage, model: str, price_of: Callable[[str], Price | None]) -> Usage:
-    """``usage`` with its cost by ``price_of(model)``; the cost is None when ``model`` has no known price."""
+def price(
+    usage: Usage, model: str, price_of: Callable[[str], Price | None], *, kept_for_an_hour: int = 0
+) -> Usage:
+    """``usage`` with its cost by ``price_of(model)``; the cost is None when ``model`` has no known price.
+
+    ``kept_for_an_hour``: so many of its tokens were written to the cache for longer than usual.
+    """
     known = price_of(model) if model else None
     if known is None:
         return dataclasses.replace(usage, cost=None)
@@ -67,7 +77,8 @@ def price(usage: Usage, model: str, price_of: Callable[[str], Price | None]) -> 
         usage.input_tokens * known.input
         + usage.output_tokens * known.output
         + usage.cached_tokens * cached
-        + usage.cache_write_tokens * written
+        + (usage.cache_write_tokens - kept_for_an_hour) * written
+        + kept_for_an_hour * known.input * HOUR_WRITE
     )
     return dataclasses.replace(usage, cost=dollars / MILLION)
 
@@ -85,6 +96,7 @@ class UsageReader:
         self._scanned = 0  # so much of the buffer is known to hold no line end
         self._skipping = False  # the rest of a document beyond MAX_DOCUMENT
         self._counts: dict[str, int] = {}
+        self._hour = 0  # of the tokens written to the cache
         self._bytes = 0  # of an answer that is no stream
         self._pieces = 0  # events with a part of the answer: each is a token or more
         self.model = ""  # as the provider names it
@@ -118,6 +130,11 @@ class UsageReader:
             self._line(rest)
         else:
             self._document(rest)
+
+    @property
+    def kept_for_an_hour(self) -> int:
+        """How many of the tokens that were written to the cache are kept there for an hour."""
+        return min(self._hour, self._counts.get("cache_write_tokens", 0))
 
     @property
     def usage(self) -> Usage:
@@ -193,6 +210,8 @@ class UsageReader:
         ):
             if theirs in usage and usage[theirs] is not None:
                 self._counts[ours] = _count(usage, theirs)
+        if isinstance(written := usage.get("cache_creation"), dict):
+            self._hour = _count(written, "ephemeral_1h_input_tokens")
         self.complete = self.complete or final
 
     def _responses(self, response: Mapping[str, Any]) -> None:

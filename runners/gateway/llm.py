@@ -199,7 +199,7 @@ class LlmProxy:
             if report.usage is not None:
                 usage = report.usage  # that of a free key has the cost of nothing
                 if not report.free:
-                    usage = self._priced(usage, report.model, outgoing.model)
+                    usage = self._priced(usage, report, outgoing.model)
                 desk.add_usage(report.model, usage)
                 entry = Entry(
                     terms=desk.terms,
@@ -222,13 +222,16 @@ class LlmProxy:
                 tries=report.tries,
             )
 
-    def _priced(self, usage: Usage, answered: str, asked: str) -> Usage:
+    def _priced(self, usage: Usage, report: Report, asked: str) -> Usage:
         """``usage`` with its cost: by the model that answered, or by the one that was asked for.
 
         Clouds and gateways have names of their own for a model; a budget must not end where those begin.
         """
-        priced = price(usage, answered, self._settings.price_of)
-        return price(usage, asked, self._settings.price_of) if priced.cost is None else priced
+        for model in (report.model, asked):
+            priced = price(usage, model, self._settings.price_of, kept_for_an_hour=report.kept_for_an_hour)
+            if priced.cost is not None:
+                break
+        return priced
 
     def _remember(self, attempt_id: str, report: Report) -> None:
         now = time.monotonic()

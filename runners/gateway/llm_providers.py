@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import get_args
 
-from bot.config import ENV_PREFIX, LLM_ROUTES, Settings
+from bot.config import ENV_PREFIX, LLM_ROUTES, DearBeta, Settings
 from runners.gateway.llm_keys import Key, KeyRing
 from runners.gateway.llm_wires import OAUTH_PREFIX, WIRES, Wire
 
@@ -22,6 +23,7 @@ class Provider:
     url: str
     keys: KeyRing
     headers: Mapping[str, str] = field(default_factory=dict)
+    betas_left_out: tuple[str, ...] = ()  # beginnings of the flags of ``anthropic-beta`` that are not sent on
     setting: str = ""  # what the operator must set where a key is needed and none is there
 
     def redacted(self, text: bytes) -> bytes:
@@ -37,9 +39,10 @@ class Providers:
 
     def __init__(self, settings: Settings) -> None:
         self._by_name: dict[str, Provider] = {}
+        left_out = tuple(beta for beta in get_args(DearBeta) if beta not in settings.llm_betas)
         for name in LLM_ROUTES:
             if name not in settings.providers:
-                self._by_name[name] = _short_form(settings, name)
+                self._by_name[name] = _short_form(settings, name, left_out)
         for name, table in settings.providers.items():
             self._by_name[name] = Provider(
                 name=name,
@@ -48,6 +51,7 @@ class Providers:
                 url=table.url,
                 keys=KeyRing(_key(value, table.subscription) for value in table.key_values()),
                 headers={header: value.get_secret_value() for header, value in table.headers.items()},
+                betas_left_out=left_out,
             )
         self._of_agent = dict(settings.agent_providers)
 
@@ -59,7 +63,7 @@ class Providers:
         return own if own is not None and own.wire.kind == route else self._by_name[route]
 
 
-def _short_form(settings: Settings, name: str) -> Provider:
+def _short_form(settings: Settings, name: str, left_out: tuple[str, ...]) -> Provider:
     key = str(getattr(settings, f"llm_{name}_key").get_secret_value()).strip()
     return Provider(
         name=name,
@@ -67,6 +71,7 @@ def _short_form(settings: Settings, name: str) -> Provider:
         wire=WIRES[name],
         url=str(getattr(settings, f"llm_{name}_url")),
         keys=KeyRing([_key(key, subscription=False)] if key else []),
+        betas_left_out=left_out,
         setting=f"{ENV_PREFIX}LLM_{name.upper()}_KEY",
     )
 

@@ -108,6 +108,7 @@ class Report:
     cut: str = ""  # who broke the answer off
     tries: int = 0
     usage: Usage | None = None  # without its price; None: nothing was used
+    kept_for_an_hour: int = 0  # of the tokens that were written to the cache
     estimated: bool = False  # the provider did not tell the numbers
     free: bool = False
     gave_up: bool = False  # the provider's trouble outlasted our patience
@@ -178,6 +179,7 @@ async def _ask(
     session: aiohttp.ClientSession, provider: Provider, outgoing: Outgoing, key: Key | None
 ) -> aiohttp.ClientResponse | _Refusal:
     headers = _forwarded(outgoing.headers, _NOT_SENT)
+    _leave_out(headers, provider.betas_left_out)
     headers["Accept-Encoding"] = "identity"
     if outgoing.body:
         headers["Content-Type"] = "application/json"
@@ -199,6 +201,13 @@ async def _ask(
         # a silence of minutes is not worth a second one
         what = Trouble.request if status == HTTPStatus.GATEWAY_TIMEOUT else Trouble.provider
         return _Refusal(trouble=what, wait=None, response=response)
+
+
+def _leave_out(headers: CIMultiDict[str], betas: tuple[str, ...]) -> None:
+    """Take the flags that begin with one of ``betas`` out of ``anthropic-beta``."""
+    flags = [flag.strip() for flag in ",".join(headers.popall("anthropic-beta", [])).split(",")]
+    if kept := [flag for flag in flags if flag and not flag.lower().startswith(betas)]:
+        headers["anthropic-beta"] = ",".join(kept)
 
 
 async def _read_refusal(provider: Provider, answer: aiohttp.ClientResponse) -> _Refusal:
@@ -277,6 +286,7 @@ class _Relay:
         report = self._report
         report.model = reader.model or self._outgoing.model
         report.usage = reader.usage if reader.complete else reader.estimate(len(self._outgoing.body))
+        report.kept_for_an_hour = reader.kept_for_an_hour
         report.estimated = not reader.complete
 
 

@@ -22,6 +22,44 @@ from tests.llm import Script, ScriptedLlm
 from tests.llm_gate import GEMINI_TOOLS, KEY, MODEL, TOKEN, TOOLS, free_port, front, raw_upstream
 
 
+@pytest.mark.parametrize(
+    ("settings", "sent"),
+    [
+        ({}, "claude-code-20250219,extended-cache-ttl-2025-04-11"),
+        (
+            {"llm_betas": ("context-1m",)},
+            "claude-code-20250219,context-1m-2025-08-07,extended-cache-ttl-2025-04-11",
+        ),
+        (
+            {
+                "providers": {
+                    "anthropic": {"kind": "anthropic", "url": "", "keys": ["k"], "subscription": True}
+                }
+            },
+            "claude-code-20250219,extended-cache-ttl-2025-04-11",
+        ),
+    ],
+    ids=["left out", "allowed", "left out for a provider of one's own"],
+)
+async def test_betas_that_cost_more_than_the_price_says_are_left_out(
+    settings: dict[str, Any], sent: str
+) -> None:
+    asked = "claude-code-20250219, context-1m-2025-08-07,Fast-Mode-2026-02-01, extended-cache-ttl-2025-04-11"
+    async with ScriptedLlm(Script.of([{"text": "hi"}, {"text": "hi"}])) as llm:
+        if providers := settings.get("providers"):
+            providers["anthropic"]["url"] = llm.url
+        async with front(llm.url, **settings) as gate:
+            body = {"model": MODEL, "messages": []}
+            for flags in (asked, "context-1m-2025-08-07,fast-mode-2026-02-01"):
+                async with gate.post("anthropic/v1/messages", body, **{"anthropic-beta": flags}) as r:
+                    assert r.status == 200
+        first, second = llm.requests
+        assert first.headers["anthropic-beta"] == sent
+        assert second.headers.get("anthropic-beta", "") == (
+            "context-1m-2025-08-07" if "llm_betas" in settings else ""
+        )
+
+
 async def test_real_key_goes_upstream_and_the_token_does_not() -> None:
     body = {"model": MODEL, "stream": True, "tools": TOOLS, "messages": []}
     async with ScriptedLlm(Script.of([{"text": "hi"}])) as llm, front(llm.url) as gate:
@@ -104,6 +142,23 @@ async def test_whole_answer_without_numbers_is_counted_by_its_length() -> None:
     assert (model, usage.output_tokens, usage.requests) == (MODEL, len(text) // 4, 1)
     assert 10 < usage.input_tokens < 40
     assert usage.cost == pytest.approx((usage.input_tokens * 3 + usage.output_tokens * 15) / 1e6)
+
+
+async def test_what_the_cache_keeps_for_an_hour_is_counted_with_its_price() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        kept = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 1_000_000}
+        usage = {"input_tokens": 0, "output_tokens": 0, "cache_creation_input_tokens": 1_000_000}
+        model = "claude-sonnet-4-5-20250929"
+        return web.json_response(
+            {"type": "message", "model": model, "usage": usage | {"cache_creation": kept}}
+        )
+
+    async with raw_upstream(answer) as url, front(url) as gate:
+        async with gate.post("anthropic/v1/messages", {"model": "claude-sonnet-4-5", "messages": []}) as r:
+            await r.read()
+        await gate.tally.counted.wait()
+        [(_, usage)] = gate.tally.entries
+    assert (usage.cache_write_tokens, usage.cost) == (1_000_000, pytest.approx(6))
 
 
 async def test_model_without_a_price_has_no_known_cost() -> None:

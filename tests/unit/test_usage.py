@@ -236,6 +236,27 @@ def test_price() -> None:
     assert cost == pytest.approx((10 * 3 + 25 * 15 + 300 * 0.3 + 40 * 3.75) / 1e6)
 
 
+@pytest.mark.parametrize("kind", ["message_start", "message_delta", "message"])
+@pytest.mark.parametrize(("hour", "counted"), [(30, 30), (0, 0), (999, 40), (None, 0), ("30", 0)])
+def test_what_is_kept_for_an_hour_costs_twice_the_input(kind: str, hour: object, counted: int) -> None:
+    usage = {
+        "input_tokens": 10,
+        "output_tokens": 25,
+        "cache_creation_input_tokens": 40,
+        "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": hour},
+    }
+    event = (
+        {"type": kind, "message": {"usage": usage}}
+        if kind == "message_start"
+        else {"type": kind, "usage": usage}
+    )
+    reader = read(stream(event))
+    assert (reader.usage.cache_write_tokens, reader.kept_for_an_hour) == (40, counted)
+    full = Price(input=3, output=15, cached=0.3, cache_write=3.75)
+    cost = price(reader.usage, "m", {"m": full}.get, kept_for_an_hour=reader.kept_for_an_hour).cost
+    assert cost == pytest.approx((10 * 3 + 25 * 15 + (40 - counted) * 3.75 + counted * 6) / 1e6)
+
+
 def test_cached_tokens_cost_as_input_unless_told() -> None:
     cost = price(MESSAGES_USAGE, "m", {"m": Price(input=3, output=15)}.get).cost
     assert cost == pytest.approx((350 * 3 + 25 * 15) / 1e6)
