@@ -97,7 +97,13 @@ class Dialogue:
         ours = [job for job in jobs if job.pull_number == number]
         if not ours or not authorize(await self._facts.who(repo, event.actor)).allowed:
             return None
-        trigger = Trigger(delivery_id=event.delivery_id, event=FEEDBACK, actor=event.actor)
+        trigger = Trigger(
+            delivery_id=event.delivery_id,
+            event=FEEDBACK,
+            actor=event.actor,
+            comment_id=review.id,
+            comment_kind="review_body",
+        )
         if await self._store.answered(event.delivery_id):
             return None  # the same event again: it joined a job, which may work by now
         said = await self._conversation.feedback(
@@ -115,6 +121,7 @@ class Dialogue:
         if await self._store.job(self._conductor.job_id(trigger, 0)) is None:
             joined = await self._join(jobs, event, asked.text, asked.left_out)
             if joined is not None:
+                await self._reporter.react(repo, number, trigger, "eyes")
                 return joined
         last = worker_of(jobs) or ours[0]
         return await self._conductor.submit(

@@ -149,7 +149,7 @@ class Trigger:
     event: str  # "issues.labeled", "issue_comment.created" …
     actor: Actor
     comment_id: int | None = None  # the comment with the command, if there is one
-    comment_kind: str = "issue"  # "issue", "review" (inline) or "review_body" (takes no reactions)
+    comment_kind: str = "issue"  # "issue", "review" (inline) or "review_body"
     thread: int | None = None  # an inline one's: the first comment there, which answers go to
 
 

@@ -46,6 +46,11 @@ _PULL_MARK = re.compile(r"<!-- agent-conductor:pull:(j[0-9a-f]{12})/([0-9a-f]{16
 _READY = """
 mutation($pull: ID!) { markPullRequestReadyForReview(input: {pullRequestId: $pull}) { pullRequest { isDraft } } }
 """
+_REACT = """
+mutation($review: ID!, $content: ReactionContent!) {
+  addReaction(input: {subjectId: $review, content: $content}) { reaction { id } }
+}
+"""
 
 
 class Reporter:
@@ -507,23 +512,31 @@ class Reporter:
         return await self._upsert_comment(repo, number, mark, self._clean(body), known=None)
 
     async def react(self, repo: Repo, number: int, trigger: Trigger, content: str) -> None:
-        """Put a reaction on what triggered us. Best effort: a reaction is never worth a failed job.
+        """Put a reaction (👀 ``eyes``, 🚀 ``rocket`` …) on what triggered us.
 
-        A review has none (https://docs.github.com/en/rest/reactions/reactions knows the comments of its diff only):
-        there the job's comment is the first sign.
+        Best effort: a reaction is never worth a failed job.
         """
-        if trigger.comment_kind == "review_body":
-            return
-        if trigger.comment_id is None:
-            url = self._path(repo, "/issues/{number}/reactions", number=number)
-        elif trigger.comment_kind == "review":
-            url = self._path(repo, "/pulls/comments/{id}/reactions", id=trigger.comment_id)
-        else:
-            url = self._path(repo, "/issues/comments/{id}/reactions", id=trigger.comment_id)
         try:
-            await self._client(repo).post(url, data={"content": content})
+            if trigger.comment_kind == "review_body":
+                await self._react_to_review(repo, number, trigger, content)
+            else:
+                await self._client(repo).post(
+                    self._reactions_of(repo, number, trigger), data={"content": content}
+                )
         except (GitHubError, GitHubUnavailable) as error:
             log.warning("no reaction", content=content, error=str(error))
+
+    async def _react_to_review(self, repo: Repo, number: int, trigger: Trigger, content: str) -> None:
+        # REST knows reactions to the comments of a review's diff only
+        client, review = self._client(repo), str(trigger.comment_id)
+        url = self._path(repo, "/pulls/{number}/reviews/{id}", number=number, id=review)
+        await client.graphql(_REACT, review=(await client.getitem(url))["node_id"], content=content.upper())
+
+    def _reactions_of(self, repo: Repo, number: int, trigger: Trigger) -> str:
+        if trigger.comment_id is None:
+            return self._path(repo, "/issues/{number}/reactions", number=number)
+        comments = "pulls" if trigger.comment_kind == "review" else "issues"
+        return self._path(repo, f"/{comments}/comments/{{id}}/reactions", id=trigger.comment_id)
 
     # --- finding what is there
 

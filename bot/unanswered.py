@@ -421,8 +421,8 @@ class _Look:
 
 def _is_its_job(job: Job, found: Found) -> bool:
     kind, value = found.key
-    if kind == "comment":
-        return bool(job.trigger.comment_id == value)
+    if kind == "comment":  # a review's number is of another row of numbers
+        return job.trigger.comment_kind != "review_body" and job.trigger.comment_id == value
     if kind in ("issue", "pull_request"):
         return job.trigger.event.endswith(".opened")
     return kind == "label" and job.trigger.event.endswith(".labeled") and job.created_at >= found.at - SLACK

@@ -20,12 +20,14 @@ from bot.sandbox.merging import dequeue, drop_auto_merge, enqueue, settle
 from bot.sandbox.permissions import ROLES, covers
 from bot.sandbox.present import account_id, iso, node_id, read_node_id
 from bot.sandbox.pulls import set_draft
+from bot.sandbox.reactions import give
 from bot.sandbox.refusals import Refusal
 from bot.sandbox.state import (
     AutoMerge,
     Issue,
     MergeQueueEntry,
     Pull,
+    Reaction,
     Repository,
     Review,
     ReviewComment,
@@ -39,6 +41,18 @@ MAX_PAGE = 100
 READ = {"pull_requests": "read"}
 # Not documented, but so: https://github.com/orgs/community/discussions/44650
 WRITE = {"pull_requests": "write", "contents": "write"}
+
+# https://docs.github.com/en/graphql/reference/enums#reactioncontent, and what REST calls them
+_CONTENTS = {
+    "THUMBS_UP": "+1",
+    "THUMBS_DOWN": "-1",
+    "LAUGH": "laugh",
+    "HOORAY": "hooray",
+    "CONFUSED": "confused",
+    "HEART": "heart",
+    "ROCKET": "rocket",
+    "EYES": "eyes",
+}
 
 Node = dict[str, Any]
 T = TypeVar("T")
@@ -86,6 +100,7 @@ class Graph:
     def mutation(self) -> Node:
         """The root of mutations."""
         return {
+            "addReaction": lambda input: self._add_reaction(input),  # noqa: A006
             "markPullRequestReadyForReview": lambda input: self._draft(input, draft=False),  # noqa: A006
             "convertPullRequestToDraft": lambda input: self._draft(input, draft=True),  # noqa: A006
             "resolveReviewThread": lambda input: self._resolve(input, resolved=True),  # noqa: A006
@@ -397,6 +412,31 @@ class Graph:
             raise GraphRefusal("UNPROCESSABLE", f"Pull request is {text}.")
         await set_draft(self._github, found.repository, found.issue, self._actor.login, draft=draft)
         return _payload(wanted, pullRequest=self.pull(found))
+
+    def _add_reaction(self, wanted: Node) -> Node:
+        """To what a review says: REST has reactions to everything else.
+
+        The permission is what REST asks for with comments on a diff; GitHub documents none for this.
+        """
+        kind, number = read_node_id(wanted["subjectId"]) or ("", 0)
+        for found in self._pulls():
+            if kind == "PRR" and number in found.pull.reviews:
+                self._may(found.repository, {"pull_requests": "write"}, "read", "AddReaction")
+                reactions = found.pull.reviews[number].reactions
+                content = _CONTENTS[wanted["content"]]
+                reaction, _ = give(self._github, reactions, self._actor.login, content)
+                return _payload(wanted, reaction=self._reaction(reaction))
+        raise _no_node(wanted["subjectId"])
+
+    def _reaction(self, reaction: Reaction) -> Node:
+        return {
+            "__typename": "Reaction",
+            "id": node_id("REA", reaction.id),
+            "databaseId": reaction.id,
+            "content": next(name for name, content in _CONTENTS.items() if content == reaction.content),
+            "createdAt": iso(reaction.created_at),
+            "user": lambda: self._account(reaction.login),
+        }
 
     async def _resolve(self, wanted: Node, *, resolved: bool) -> Node:
         kind, number = read_node_id(wanted["threadId"]) or ("", 0)

@@ -40,8 +40,11 @@ SCHEMA = Path(__file__).with_name("github-schema.graphql")
 
 WANTED: dict[str, str] = {
     "Query": "id node rateLimit repository viewer",
-    "Mutation": """convertPullRequestToDraft dequeuePullRequest disablePullRequestAutoMerge enablePullRequestAutoMerge
-        enqueuePullRequest markPullRequestReadyForReview resolveReviewThread unresolveReviewThread""",
+    "Mutation": """addReaction convertPullRequestToDraft dequeuePullRequest disablePullRequestAutoMerge
+        enablePullRequestAutoMerge enqueuePullRequest markPullRequestReadyForReview resolveReviewThread
+        unresolveReviewThread""",
+    "AddReactionPayload": "clientMutationId reaction",
+    "Reaction": "content createdAt databaseId id user",
     "Node": "id",
     "Actor": "login url",
     "User": "databaseId id login name url",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bot.sandbox.api import Answer, Call, Handler
+from bot.sandbox.github import GitHub
 from bot.sandbox.issues import find_comment
 from bot.sandbox.refusals import Refusal, not_found
 from bot.sandbox.reviews import find_review_comment
@@ -20,13 +21,18 @@ def _target(call: Call) -> list[Reaction]:
 
 async def create(call: Call) -> Answer:
     """POST .../reactions: 201 for a new reaction, 200 when the caller gave it before."""
-    reactions, content = _target(call), call.body["content"]
+    reaction, new = give(call.github, _target(call), call.login, call.body["content"])
+    return Answer(201 if new else 200, call.github.present.reaction(reaction))
+
+
+def give(github: GitHub, reactions: list[Reaction], login: str, content: str) -> tuple[Reaction, bool]:
+    """The reaction of ``login`` among ``reactions``, and whether it is new: nobody gives the same one twice."""
     for one in reactions:
-        if (one.login, one.content) == (call.login, content):
-            return Answer(200, call.github.present.reaction(one))
-    reaction = Reaction(call.github.world.next_id(), call.login, content, call.github.now())
+        if (one.login, one.content) == (login, content):
+            return one, False
+    reaction = Reaction(github.world.next_id(), login, content, github.now())
     reactions.append(reaction)
-    return Answer(201, call.github.present.reaction(reaction))
+    return reaction, True
 
 
 async def list_reactions(call: Call) -> Answer:

@@ -343,10 +343,15 @@ class Sandbox:
         issue = repository.issues[number]
         return [self._github.present.comment(repository, issue, one) for one in issue.comments.values()]
 
-    def reactions(self, repo: str, number: int, *, comment_id: int | None = None) -> list[tuple[str, str]]:
-        """Pairs of login and content, on an issue or on one of its comments."""
+    def reactions(
+        self, repo: str, number: int, *, comment_id: int | None = None, review_id: int | None = None
+    ) -> list[tuple[str, str]]:
+        """Pairs of login and content, on an issue or pull request, one of its comments or one of its reviews."""
         issue = self._repository(repo).issues[number]
         found = issue.reactions if comment_id is None else issue.comments[comment_id].reactions
+        if review_id is not None:
+            assert issue.pull is not None
+            found = issue.pull.reviews[review_id].reactions
         return [(one.login, one.content) for one in found]
 
     def pulls(self, repo: str) -> list[Json]:

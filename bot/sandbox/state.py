@@ -185,6 +185,7 @@ class Review:
     state: str
     commit_id: str
     submitted_at: datetime | None = None
+    reactions: list[Reaction] = field(default_factory=list)
 
 
 @dataclass

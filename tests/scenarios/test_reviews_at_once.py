@@ -42,6 +42,12 @@ async def test_several_reviews_become_one_turn(tmp_path: Path) -> None:
         waiting = await box.job(number, nth=1)
         assert waiting.state is JobState.queued
         assert len(thread_ids(waiting.instructions)) == 3
+        seen = [
+            content
+            for review in box.github.reviews(REPO, number)
+            for _, content in box.github.reactions(REPO, number, review_id=review["id"])
+        ]
+        assert seen == ["eyes"] * 3
         await box.start_worker()
         done = await box.ended(number, nth=1)
         assert (done.id, done.state) == (waiting.id, JobState.succeeded)

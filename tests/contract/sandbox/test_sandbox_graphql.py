@@ -16,6 +16,8 @@ DRAFT = "mutation($id: ID!) { convertPullRequestToDraft(input: {pullRequestId: $
 RESOLVE = """mutation($id: ID!) {
   resolveReviewThread(input: {threadId: $id}) { thread { isResolved resolvedBy { login } } } }"""
 UNRESOLVE = "mutation($id: ID!) { unresolveReviewThread(input: {threadId: $id}) { thread { isResolved } } }"
+REACT = """mutation($id: ID!, $content: ReactionContent!) {
+  addReaction(input: {subjectId: $id, content: $content}) { reaction { content user { login } } } }"""
 AUTO = """mutation($id: ID!, $head: GitObjectID) {
   enablePullRequestAutoMerge(input: {pullRequestId: $id, mergeMethod: SQUASH, expectedHeadOid: $head}) {
     actor { login } pullRequest { autoMergeRequest { mergeMethod enabledBy { login } } } } }"""
@@ -294,3 +296,23 @@ def test_the_cut_keeps_official_signatures():
     assert str(github_schema().type_map["PullRequest"].fields["reviewThreads"].args["first"].type) == "Int"
     with pytest.raises(LookupError, match="no object or interface Query"):
         cut(parse("type Something { id: ID }"))
+
+
+async def test_a_reaction_to_a_review(bot, github, ask, caller, mint):
+    maria = github.as_user("maria")
+    await maria.push_commit("acme/hello", "x", {"a.txt": "1\n"})
+    pull = await bot.post(f"{REPO}/pulls", {"title": "T", "head": "x", "base": "main"})
+    review = await maria.review("acme/hello", pull["number"], "COMMENT", "Well …")
+    for _ in range(2):  # nobody gives the same one twice
+        answer = await ask(REACT, id=review["node_id"], content="EYES")
+        given = answer["addReaction"]["reaction"]
+        assert given == {"content": "EYES", "user": {"login": "agent-conductor"}}
+    await ask(REACT, id=review["node_id"], content="ROCKET")
+    found = github.reactions("acme/hello", pull["number"], review_id=review["id"])
+    assert found == [("agent-conductor[bot]", "eyes"), ("agent-conductor[bot]", "rocket")]
+    assert github.reactions("acme/hello", pull["number"]) == []
+    [error] = await ask(REACT, id=pull["head"]["sha"], content="EYES", refused=True)
+    assert error["type"] == "NOT_FOUND"
+    weak = caller(await mint(permissions={"pull_requests": "read"}))
+    [error] = await ask(REACT, by=weak, id=review["node_id"], content="HEART", refused=True)
+    assert error["type"] == "FORBIDDEN"
