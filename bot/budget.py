@@ -101,9 +101,11 @@ def most(price: Price | None, *, request_bytes: int, max_output: int | None) -> 
     """What a call may cost at most, in US dollars, as far as its request tells; 0 without a price."""
     if price is None:
         return 0.0
+    tokens = request_bytes / BYTES_PER_TOKEN
+    price = price.for_prompt(math.ceil(tokens))
     sent = price.input if price.cache_write is None else max(price.input, price.cache_write)
     output = USUAL_OUTPUT if max_output is None else max_output
-    return (request_bytes / BYTES_PER_TOKEN * sent + output * price.output) / MILLION
+    return (tokens * sent + output * price.output) / MILLION
 
 
 def _lower(server: float, wanted: float | None) -> float:

@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PositiveInt,
     SecretStr,
     ValidationError,
     field_validator,
@@ -42,8 +43,8 @@ CONFIG_FILE_VARIABLE = "CONDUCTOR_CONFIG"
 _DATED = re.compile(r"-(?:20\d{6}|20\d\d-\d\d-\d\d|0\d\d|latest)$")
 
 
-class Price(BaseModel):
-    """What a model costs, in US dollars for a million tokens."""
+class FlatPrice(BaseModel):
+    """What a model costs, in US dollars for a million tokens, whatever is sent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,19 +53,53 @@ class Price(BaseModel):
     cached: float | None = Field(default=None, ge=0, description="read from cache; default: as input")
     cache_write: float | None = Field(default=None, ge=0, description="written to cache; default: as input")
 
+    def for_prompt(self, tokens: int) -> FlatPrice:
+        """The price of a call that sends so many tokens, those from the cache included."""
+        del tokens
+        return self
+
+
+class Price(FlatPrice):
+    """What a model costs, in US dollars for a million tokens; ``beyond`` tells what calls with long prompts cost."""
+
+    beyond: dict[PositiveInt, FlatPrice] = Field(
+        default_factory=dict,
+        description="tokens of the prompt -> the price of all tokens of a call that sends more",
+    )
+
+    def for_prompt(self, tokens: int) -> FlatPrice:
+        """The price of a call that sends so many tokens, those from the cache included."""
+        reached = [length for length in self.beyond if tokens > length]
+        return self.beyond[max(reached)] if reached else self
+
 
 #: Flags of Anthropic's `anthropic-beta`, without their date, that make a call cost more than its model's price: prompts
 #: beyond 200,000 tokens, and quicker answers (https://platform.claude.com/docs/en/about-claude/pricing).
 DearBeta = Literal["context-1m", "fast-mode"]
 
 #: List prices of the models that our default agents use. The Claude figures are those that Claude Code 2.1
-#: itself reports as `costBasis: list`; the operator's `prices` add to or replace them.
+#: itself reports as `costBasis: list`, Gemini's are from https://ai.google.dev/gemini-api/docs/pricing, Qwen's those of
+#: Alibaba Cloud outside China (https://www.alibabacloud.com/help/en/model-studio/model-pricing). The operator's
+#: `prices` add to or replace them.
 DEFAULT_PRICES: dict[str, Price] = {
     "claude-sonnet-4-5": Price(input=3, output=15, cached=0.30, cache_write=3.75),
     "claude-opus-4-5": Price(input=5, output=25, cached=0.50, cache_write=6.25),
     "claude-haiku-4-5": Price(input=1, output=5, cached=0.10, cache_write=1.25),
     "gpt-5": Price(input=1.25, output=10, cached=0.125),
     "gpt-5-codex": Price(input=1.25, output=10, cached=0.125),
+    "gemini-2.5-pro": Price(
+        input=1.25, output=10, cached=0.125, beyond={200_000: FlatPrice(input=2.5, output=15, cached=0.25)}
+    ),
+    "qwen3-coder-plus": Price(
+        input=1,
+        output=5,
+        cached=0.2,
+        beyond={
+            32_000: FlatPrice(input=1.8, output=9, cached=0.36),
+            128_000: FlatPrice(input=3, output=15, cached=0.6),
+            256_000: FlatPrice(input=6, output=60, cached=1.2),
+        },
+    ),
 }
 
 

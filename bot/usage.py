@@ -60,6 +60,9 @@ class Price(Protocol):
     def cache_write(self) -> float | None:
         """Tokens written to the cache; None: as ``input``."""
 
+    def for_prompt(self, tokens: int) -> Price:
+        """The price of a call that sends so many tokens, those from the cache included."""
+
 
 def price(
     usage: Usage, model: str, price_of: Callable[[str], Price | None], *, kept_for_an_hour: int = 0
@@ -71,6 +74,7 @@ def price(
     known = price_of(model) if model else None
     if known is None:
         return dataclasses.replace(usage, cost=None)
+    known = known.for_prompt(usage.input_tokens + usage.cached_tokens + usage.cache_write_tokens)
     cached = known.input if known.cached is None else known.cached
     written = known.input if known.cache_write is None else known.cache_write
     dollars = (

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from bot.budget import Limit, Scope, dollars, limits, limits_before, most, next_step, sentence, used_up
-from bot.config import Price, fixed_settings
+from bot.config import FlatPrice, Price, fixed_settings
 from bot.policy import afford
 from bot.repo_config import BudgetConfig
 from bot.results import failure_of
@@ -105,6 +105,9 @@ def test_what_a_call_may_cost_at_most() -> None:
     price = Price(input=1, output=10, cache_write=2)
     assert most(price, request_bytes=4_000_000, max_output=1_000_000) == pytest.approx(12)
     assert most(price, request_bytes=0, max_output=None) > 0
+    longer = Price(input=3, output=9, beyond={900_000: FlatPrice(input=6, output=10)})
+    assert most(longer, request_bytes=4_000_000, max_output=1_000_000) == pytest.approx(16)
+    assert most(longer, request_bytes=3_600_000, max_output=1_000_000) == pytest.approx(11.7)
     assert most(None, request_bytes=4_000_000, max_output=1) == 0
 
 

@@ -236,6 +236,30 @@ def test_price() -> None:
     assert cost == pytest.approx((10 * 3 + 25 * 15 + 300 * 0.3 + 40 * 3.75) / 1e6)
 
 
+@pytest.mark.parametrize(
+    ("sent", "cost"), [(200_000, 0.2 * 1.25), (200_001, 0.200001 * 2.5), (1_000_000, 2.5)], ids=str
+)
+def test_long_prompts_have_a_price_of_their_own(sent: int, cost: float) -> None:
+    prices = fixed_settings().price_of
+    assert price(Usage(input_tokens=sent), "gemini-2.5-pro", prices).cost == pytest.approx(cost)
+    # what the cache had counts for the length, and costs as it does there
+    cached = price(Usage(cached_tokens=sent), "gemini-2.5-pro", prices).cost
+    assert cached == pytest.approx(cost / 10)
+
+
+def test_the_longest_prompt_that_is_reached_tells_the_price() -> None:
+    own = {"beyond": {"1000": {"input": 3, "output": 0}, "2000": {"input": 5, "output": 0}}}
+    prices = fixed_settings(prices={"m": {"input": 1, "output": 0, **own}}).price_of
+    found = [price(Usage(input_tokens=sent), "m", prices).cost for sent in (1000, 1500, 2000, 2001)]
+    assert found == pytest.approx([0.001, 0.0045, 0.006, 0.010005])
+
+
+def test_every_default_model_has_a_price() -> None:
+    settings = fixed_settings()
+    for model in settings.models.values():
+        assert price(Usage(input_tokens=1, output_tokens=1), model, settings.price_of).cost
+
+
 @pytest.mark.parametrize("kind", ["message_start", "message_delta", "message"])
 @pytest.mark.parametrize(("hour", "counted"), [(30, 30), (0, 0), (999, 40), (None, 0), ("30", 0)])
 def test_what_is_kept_for_an_hour_costs_twice_the_input(kind: str, hour: object, counted: int) -> None:
