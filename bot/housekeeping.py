@@ -154,7 +154,14 @@ class Housekeeping:
     async def _remove_branches(self) -> None:
         for job in await self._store.jobs_with_stray_branches():
             if _settled(job):
-                await self._reporter.remove_branch(job)
+                try:
+                    await self._reporter.remove_branch(job)
+                except GitHubUnavailable:
+                    raise
+                except (
+                    ConductorError
+                ) as error:  # about this one only: a protected branch, an archived repository
+                    log.warning("branch not removed", error=str(error), **job.log_context())
 
     async def _close_drafts(self) -> None:
         for job in await self._store.jobs_with_idle_drafts():

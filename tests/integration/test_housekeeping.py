@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from bot.errors import ConductorError
 from bot.github import GitHub
 from bot.housekeeping import Housekeeping
 from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
@@ -52,7 +53,9 @@ def private_key() -> str:
 
 
 @asynccontextmanager
-async def keeper(store: Store, done: list[str]) -> AsyncIterator[Housekeeping]:
+async def keeper(
+    store: Store, done: list[str], reporter: type[Reporter] = Reporter
+) -> AsyncIterator[Housekeeping]:
     """One whose Redis and GitHub are away; parts of others are told to ``done``."""
 
     async def pruned() -> None:
@@ -66,7 +69,7 @@ async def keeper(store: Store, done: list[str]) -> AsyncIterator[Housekeeping]:
         yield Housekeeping(
             store=store,
             scheduler=Scheduler(store, dispatcher),
-            reporter=Reporter(github, store, Redactor()),
+            reporter=reporter(github, store, Redactor()),
             prune=pruned,
             patience=timedelta(days=1),
             also=(also,),
@@ -99,3 +102,23 @@ async def test_a_part_that_another_server_is_at_is_left_to_it(engine: AsyncEngin
         assert done == ["also"]
         await housekeeping.once()
         assert done == ["also", "pruned", "also"]
+
+
+async def test_a_branch_that_cannot_be_removed_keeps_no_other_one(store: Store) -> None:
+    tried = []
+
+    class Archived(Reporter):
+        async def remove_branch(self, job: Job) -> None:
+            tried.append(job.id)
+            if job.id == "newer":
+                raise ConductorError("Repository was archived so is read-only.")
+
+    ended = datetime.now(UTC) - timedelta(minutes=1)
+    for name, minutes in (("older", 9), ("newer", 5)):
+        began = ended - timedelta(minutes=minutes)
+        one = job(name, JobState.failed, marker_sha="a" * 40, branch="b", created_at=began, finished_at=ended)
+        await store.add_job(one)
+        await store.mark_reported(name, JobState.failed)
+    async with keeper(store, [], Archived) as housekeeping:
+        await housekeeping.once()
+    assert tried == ["newer", "older"]
