@@ -490,11 +490,14 @@ class ApprovalDesk:
         ):  # once it is decided, what that person says later is about something else
             reviews = told_apart(reviews, asked, about=approval)
         reviewed = dataclasses.replace(reviewed, reviews=reviews)
+        # who has what was approved done once more asks for nothing new
+        askers = askers_of([one for one in jobs if one.approval_id != approval.id])
+        askers |= await self.approvals.who_asks_too((one.id for one in jobs), reviewed.people)
+        if approval.kind is not ApprovalKind.plan:
+            askers |= await self._whose_review(job, reviewed.people)
         subject = Subject(
             sha=approval.sha,
-            # who has what was approved done once more asks for nothing new
-            askers=askers_of([one for one in jobs if one.approval_id != approval.id])
-            | await self.approvals.who_asks_too((one.id for one in jobs), reviewed.people),
+            askers=askers,
             bot_id=(await self._github.identity()).user_id,
             state=approval.state,
             expires_at=approval.expires_at,
@@ -502,6 +505,15 @@ class ApprovalDesk:
         )
         votes = tally(reviews, reviewed.people, subject, reviewed.pull, policy)
         return _Count(approval=approval, reviewed=reviewed, subject=subject, policy=policy, votes=votes)
+
+    async def _whose_review(self, job: Job, people: Collection[int]) -> frozenset[int]:
+        """Whose reviews the job carries out: what its agent wants for that, somebody else must allow.
+
+        A plan they may approve, as the pull request in the end: that they wanted it otherwise is what reviews are for.
+        """
+        again = await with_origins(self._store, [job])
+        first = frozenset(one.trigger.actor.id for one in again if one.trigger.event == FEEDBACK)
+        return first | await self.approvals.who_asks_too((one.id for one in again), people, by_review=True)
 
     async def _ask_anew(self, old: Approval, head: str) -> None:
         """The same question about the new head: nobody has seen that yet."""

@@ -193,9 +193,12 @@ class ApprovalStore:
                 insert.on_conflict_do_update(index_elements=["key"], set_=later, where=answers.c.said_at < at)
             )
 
-    async def asks_too(self, job_id: str, actor_id: int) -> None:
-        """Remember that a person had a say in what a job does, after somebody else had asked for it."""
-        values = {"key": _asks_too(job_id, actor_id), "said_at": datetime.now(UTC)}
+    async def asks_too(self, job_id: str, actor_id: int, *, by_review: bool = False) -> None:
+        """Remember that a person had a say in what a job does, after somebody else had asked for it.
+
+        ``by_review``: by a review that asked for changes and joined it.
+        """
+        values = {"key": _asks_too(job_id, actor_id, by_review), "said_at": datetime.now(UTC)}
         async with self.engine.begin() as connection:
             await connection.execute(self._new(answers).values(values).on_conflict_do_nothing())
 
@@ -220,9 +223,13 @@ class ApprovalStore:
         async with self.engine.connect() as connection:
             return (await connection.execute(query)).scalar_one_or_none()
 
-    async def who_asks_too(self, job_ids: Iterable[str], actor_ids: Collection[int]) -> frozenset[int]:
-        """Those of the accounts that :meth:`asks_too` was told of, for one of these jobs."""
-        keys = {_asks_too(job_id, actor_id): actor_id for job_id in job_ids for actor_id in actor_ids}
+    async def who_asks_too(
+        self, job_ids: Iterable[str], actor_ids: Collection[int], *, by_review: bool = False
+    ) -> frozenset[int]:
+        """Those of the accounts that :meth:`asks_too` was told of, for one of these jobs, in this way."""
+        keys = {
+            _asks_too(job_id, actor_id, by_review): actor_id for job_id in job_ids for actor_id in actor_ids
+        }
         query = select(answers.c.key).where(answers.c.key.in_(list(keys)))
         async with self.engine.connect() as connection:
             return frozenset(keys[row.key] for row in await connection.execute(query))
@@ -325,8 +332,8 @@ def _rebased(repo_id: int, number: int) -> str:
     return f"rebased:{repo_id}-{number}"
 
 
-def _asks_too(job_id: str, actor_id: int) -> str:
-    return f"asker:{job_id}:{actor_id}"
+def _asks_too(job_id: str, actor_id: int, by_review: bool) -> str:
+    return f"{'reviewer' if by_review else 'asker'}:{job_id}:{actor_id}"
 
 
 def _pending() -> ColumnElement[bool]:

@@ -121,6 +121,7 @@ class Dialogue:
         if await self._store.job(self._conductor.job_id(trigger, 0)) is None:
             joined = await self._join(jobs, event, asked.text, asked.left_out)
             if joined is not None:
+                await self._approvals.asks_too(joined.id, event.actor.id, by_review=True)
                 await self._reporter.react(repo, number, trigger, "eyes")
                 return joined
         last = worker_of(jobs) or ours[0]

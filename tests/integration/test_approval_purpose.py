@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from bot.model import ApprovalKind, ApprovalState, JobState, TargetKind
+from bot.model import FEEDBACK, ApprovalKind, ApprovalState, JobState, TargetKind
 from handlers.reviews import base_changed
 from tests.integration.test_approval_desk import BRANCH, REPO, Place, world
 
@@ -191,6 +191,31 @@ async def test_whose_words_are_done_once_more_asked_for_it(place: Place) -> None
     assert "You asked for this work" in place.ours()[-1]
     await place.reviewed("rita")
     assert (await place.now(asked)).decided_by == "rita"
+
+
+@pytest.mark.parametrize("joined", [False, True])
+async def test_what_is_asked_for_the_sake_of_a_review_somebody_else_allows(
+    place: Place, joined: bool
+) -> None:
+    """ "Change the workflow", says a review: its author does not let that through as well, but may approve a plan."""
+    author = place.actor("rita" if not joined else "carl")
+    trigger = dataclasses.replace(place.job.trigger, delivery_id="d2", actor=author, event=FEEDBACK)
+    turn = dataclasses.replace(place.job, id="j2", trigger=trigger)
+    assert await place.store.add_job(turn)
+    if joined:
+        await place.approvals.asks_too("j2", place.actor("rita").id, by_review=True)
+    values: dict[str, Any] = {"sha": place.sha, "pull_number": place.number}
+    asked = await place.desk.ask(
+        turn, ApprovalKind.network, "A host?", details={"host": "a.example"}, **values
+    )
+    await place.reviewed("rita")
+    assert (await place.now(asked)).state is ApprovalState.pending
+    assert "You asked for this work" in place.ours()[-1]
+    await place.reviewed("tom")
+    assert (await place.now(asked)).decided_by == "tom"
+    plan = await place.desk.ask(turn, ApprovalKind.plan, "The plan.", **values)
+    await place.reviewed("rita")
+    assert (await place.now(plan)).decided_by == "rita"
 
 
 async def test_who_may_not_write_is_told_once_that_their_reviews_do_not_count(place: Place) -> None:
