@@ -24,6 +24,9 @@ Gone = Callable[[Collection[str]], Awaitable[set[str]]]
 #: Seconds before a delivery that could not be dealt with is tried again; after the last one it is given up. Together
 #: some three hours: a longer outage of GitHub than any that this is meant to outlast quietly.
 RETRY_DELAYS = (1.0, 5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 3600.0)
+#: Seconds before another try of one whose failure could not be written down: that is the database's, and not its own.
+#: No try is counted then, so it is neither given up while the database is away nor put off when it is back.
+UNWRITTEN_DELAY = 10.0
 AT_ONCE = 16  # deliveries dealt with at the same time
 HANDLE_LIMIT = 300.0  # seconds for one try
 DRAIN_TIMEOUT = 20.0  # seconds for those in hand when the server stops
@@ -45,6 +48,7 @@ class Processor:
         handle: Handle,
         *,
         retry_delays: Sequence[float] = RETRY_DELAYS,
+        unwritten_delay: float = UNWRITTEN_DELAY,
         at_once: int = AT_ONCE,
         known_limit: int = KNOWN_LIMIT,
         handle_limit: float = HANDLE_LIMIT,
@@ -59,6 +63,7 @@ class Processor:
         self._inbox = inbox
         self._handle = handle
         self._delays = tuple(retry_delays)
+        self._unwritten_delay = unwritten_delay
         self._at_once = at_once
         self._known_limit = known_limit
         self._handle_limit = handle_limit
@@ -176,7 +181,7 @@ class Processor:
                 await self._inbox.tried(delivery_id, words)
         except Exception:
             log.error("the failure of a delivery could not be written down", exc_info=True)
-            delay = max(self._delays, default=1.0)
+            delay = self._unwritten_delay
         if not self._stopping:
             loop = asyncio.get_running_loop()
             self._timers[delivery_id] = loop.call_later(delay, self._again, delivery_id, subject)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 import structlog
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bot.inbox import Delivery, Inbox, State
@@ -180,6 +181,36 @@ async def test_a_handler_that_hangs_is_ended_and_tried_again(inbox: Inbox) -> No
     await until(inbox, State.done, "d1")
     await processor.close()
     assert tries == [0, 1]
+
+
+async def test_what_fails_while_the_database_is_away_is_tried_again_soon(
+    inbox: Inbox, engine: AsyncEngine
+) -> None:
+    """Neither its failure nor its try can be written down then: that puts nothing off to the last of the delays."""
+    failed = asyncio.Event()
+
+    async def rename(before: str, after: str) -> None:
+        async with engine.begin() as connection:
+            await connection.execute(text(f"ALTER TABLE {before} RENAME TO {after}"))
+
+    async def fails_once(_delivery: Delivery) -> None:
+        if not failed.is_set():
+            await rename("deliveries", "away")
+            failed.set()
+            raise RuntimeError("as the database is away")
+
+    processor = Processor(inbox, fails_once, retry_delays=(3600.0,), unwritten_delay=0.05)
+    processor.start()
+    await store(inbox, "d1")
+    with structlog.testing.capture_logs() as logs:
+        processor.take("d1")
+        await failed.wait()
+        async with asyncio.timeout(20):
+            while not any("could not be written down" in one["event"] for one in logs):
+                await asyncio.sleep(0.01)
+    await rename("away", "deliveries")
+    await until(inbox, State.done, "d1")
+    await processor.close()
 
 
 async def test_what_is_not_finished_at_the_end_stays_for_the_next_start(inbox: Inbox) -> None:
