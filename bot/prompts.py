@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import normalizeReference
 
 from bot.model import Approval, Job, JobKind, TargetKind
 from bot.profiles import Profile, kept
-from bot.render import render
+from bot.render import MAX_ASKED, clip, quiet, render
 
 MAX_TEXT = 100_000
 # characters that people do not see, and that hide instructions: zero-width, bidirectional, tags, variation
@@ -19,11 +23,34 @@ _HTML_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.S)
 
 
 def visible(text: str) -> str:
-    """The text as a reader of the page sees it: without HTML comments and invisible characters."""
+    """The text as a reader of the page sees it: without HTML comments, link definitions and invisible characters.
+
+    Of a definition that a link uses, the address stays. (`[//]: # (…)` is a well-known way to hide a remark.)
+    """
     text = _HTML_COMMENT.sub("", text.replace("\r\n", "\n"))
     text = _INVISIBLE.sub("", text)
     text = "".join(character for character in text if character in "\n\t" or character.isprintable())
-    return text[:MAX_TEXT].strip()
+    return _without_definitions(text[:MAX_TEXT]).strip()
+
+
+def _without_definitions(text: str) -> str:
+    # https://spec.commonmark.org/0.31.2/#link-reference-definitions
+    if "]:" not in text:
+        return text
+    found: dict[str, Any] = {}
+    MarkdownIt("commonmark").parse(text, found)
+    definitions = [{"label": label, **one} for label, one in found.get("references", {}).items()]
+    definitions += found.get("duplicate_refs", [])
+    if not definitions:
+        return text
+    lines: list[str | None] = list(text.split("\n"))
+    for one in definitions:
+        lines[slice(*one["map"])] = [None] * (one["map"][1] - one["map"][0])
+    rest = normalizeReference("\n".join(line for line in lines if line is not None))
+    for label, one in found.get("references", {}).items():
+        if f"[{label}]" in rest:
+            lines[one["map"][0]] = f"[{label.lower()}]: {one['href']}"
+    return "\n".join(line for line in lines if line is not None)
 
 
 #: What a job is told first, by its kind. The failed checks of a `fix` are part of its instructions.
@@ -93,7 +120,7 @@ def approved_plan(approval: Approval, *, by: str, words: str) -> str:
     return render(
         "prompts/approved_plan.md.j2",
         limit=4 * MAX_TEXT,
-        plan=visible(approval.subject),
+        plan=visible(clip(quiet(approval.subject), MAX_ASKED)),  # what people were shown, and no more
         by=by,
         words=visible(words),
     )

@@ -14,6 +14,7 @@ from bot.model import Job, Usage, Waiting
 
 #: GitHub refuses longer bodies (issues, comments, pull requests) and check-run summaries.
 MAX_BODY = 65_000
+MAX_ASKED = 20_000  # characters of what a comment asks people to approve
 
 _ZERO_WIDTH = "\u200b"
 # Characters that nobody sees, or that reorder what is seen: zero-width, bidirectional, tags, soft hyphens, variation
@@ -233,6 +234,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=False,
     )
+    environment.globals["max_asked"] = MAX_ASKED
     environment.filters |= {
         function.__name__: function
         for function in (
