@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import Any, Protocol
 
 import structlog
@@ -28,11 +29,12 @@ from bot.approvals import (
     told_apart,
     weigh,
 )
+from bot.askers import askers_of, reviewers_of, with_origins
 from bot.errors import ConductorError, GitHubUnavailable
 from bot.events import Event
 from bot.github import GitHub
 from bot.github_errors import GitHubError
-from bot.model import FEEDBACK, Actor, Approval, ApprovalKind, ApprovalState, Job, JobState, Repo
+from bot.model import Actor, Approval, ApprovalKind, ApprovalState, Job, JobState, Repo
 from bot.policy import Decision
 from bot.repo_config import of as config_of
 from bot.repo_rules import People
@@ -49,8 +51,6 @@ _IN_VAIN = frozenset({JobState.cancelled, JobState.failed, JobState.timed_out, J
 _MATTERS = frozenset({ApprovalState.approved, ApprovalState.refused, ApprovalState.expired})
 #: Younger than this, whoever made the change is still at telling it.
 SETTLING = timedelta(seconds=30)
-#: The event of jobs that a decision started: they are in the name of whoever started the job that asked.
-DECIDED = "approval.decided"
 
 
 class ApprovalVoid(ConductorError):
@@ -425,15 +425,13 @@ class ApprovalDesk:
         And its own. None where another job has gone by it since.
         """
         job = await self._store.job(by)
-        commits = {job.marker_sha, job.head_sha} if job is not None else set()
-        tries = {by}
-        while job is not None and job.retry_of and job.retry_of not in tries:
-            job = await self._store.job(job.retry_of)
-            if job is None or job.approval_id != approval.id or job.state not in _IN_VAIN:
-                break
-            tries.add(job.id)
-            commits |= {job.marker_sha, job.head_sha}
-        return frozenset(filter(None, commits)) if approval.used_by in tries else frozenset()
+        if job is None:
+            return frozenset()
+        own, *before = await self._store.tries(job)
+        in_vain = takewhile(lambda one: one.approval_id == approval.id and one.state in _IN_VAIN, before)
+        tries = {one.id: one for one in (own, *in_vain)}
+        commits = {sha for one in tries.values() for sha in (one.marker_sha, one.head_sha) if sha}
+        return frozenset(commits) if approval.used_by in tries else frozenset()
 
     async def _why_void(self, approval: Approval, own: Collection[str] = ()) -> tuple[str, _Count | None]:
         """Why what was approved does not hold now; "" when it does. ``own``: heads that are as good as its commit."""
@@ -485,9 +483,8 @@ class ApprovalDesk:
             dataclasses.replace(one, altered=one.id in distrusted or _differs(one, event))
             for one in reviewed.reviews
         )
-        if (
-            approval.review_id is None
-        ):  # once it is decided, what that person says later is about something else
+        # once it is decided, what that person says later is about something else
+        if approval.review_id is None:
             reviews = told_apart(reviews, asked, about=approval)
         reviewed = dataclasses.replace(reviewed, reviews=reviews)
         # who has what was approved done once more asks for nothing new
@@ -512,8 +509,9 @@ class ApprovalDesk:
         A plan they may approve, as the pull request in the end: that they wanted it otherwise is what reviews are for.
         """
         again = await with_origins(self._store, [job])
-        first = frozenset(one.trigger.actor.id for one in again if one.trigger.event == FEEDBACK)
-        return first | await self.approvals.who_asks_too((one.id for one in again), people, by_review=True)
+        return reviewers_of(again) | await self.approvals.who_asks_too(
+            (one.id for one in again), people, by_review=True
+        )
 
     async def _ask_anew(self, old: Approval, head: str) -> None:
         """The same question about the new head: nobody has seen that yet."""
@@ -629,26 +627,6 @@ def requested(
         # teams of another organisation cannot be asked here
         [slug for owner, _, slug in (name.partition("/") for name in names) if owner == repo.owner.lower()],
     )
-
-
-def askers_of(jobs: list[Job]) -> frozenset[int]:
-    """Who asked for the work of ``jobs``: not those whose review was feedback on it, nor for whom that was decided."""
-    return frozenset(job.trigger.actor.id for job in jobs if job.trigger.event not in (FEEDBACK, DECIDED))
-
-
-async def with_origins(store: Store, jobs: Collection[Job]) -> list[Job]:
-    """``jobs``, and those that they do once more: their words are those of who asked first."""
-    known = {job.id: job for job in jobs}
-    ahead = list(known.values())
-    while ahead:
-        origin = ahead.pop().retry_of
-        if origin is None or origin in known:
-            continue
-        found = await store.job(origin)
-        if found is not None:
-            known[origin] = found
-            ahead.append(found)
-    return list(known.values())
 
 
 def _unused(approval: Approval) -> bool:

@@ -316,7 +316,7 @@ class Conductor:
             kind = JobKind.task  # as with `/agent fix` and words
         if last.kind is JobKind.task and last.approval_id is not None:
             plan = await self._approvals.approval(last.approval_id)
-            if why := _why_planned_anew(plan, last, await self._tries(last), words):
+            if why := _why_planned_anew(plan, last, await self.store.tries(last), words):
                 kind, approval_id, go_on = JobKind.plan, None, False
                 instructions = await self._to_plan_anew(plan, last, words)
         job = await self.submit(
@@ -500,14 +500,6 @@ class Conductor:
                 labels += await self._facts.labels(request.repo, number)
         return labels
 
-    async def _tries(self, last: Job) -> list[str]:
-        """The ids of ``last`` and of what it does once more."""
-        found, job = [last.id], last
-        while job.retry_of and job.retry_of not in found:
-            found.append(job.retry_of)
-            job = await self.store.job(job.retry_of) or job
-        return found
-
     async def _work_of(self, last: Job, *, but: str) -> Job:
         """The work by the plan that ``last`` made, unless it is done; ``last`` when it made none that was approved.
 
@@ -599,10 +591,10 @@ class Conductor:
             log.warning("not reported", error=str(error), **job.log_context())
 
 
-def _why_planned_anew(plan: Approval | None, last: Job, tries: Collection[str], words: str) -> str:
+def _why_planned_anew(plan: Approval | None, last: Job, tries: Collection[Job], words: str) -> str:
     """Why a retry of ``last`` needs a new plan, a part of a sentence; "" when it may try to go by the same approval.
 
-    ``tries``: the ids of ``last`` and of the jobs that it does once more. Whether the approval holds on GitHub is asked
+    ``tries``: ``last`` and the jobs that it does once more. Whether the approval holds on GitHub is asked
     before the work starts.
     """
     if words:
@@ -613,7 +605,7 @@ def _why_planned_anew(plan: Approval | None, last: Job, tries: Collection[str], 
         return "what was approved is done"
     if last.failure is FailureKind.refused and plan.used_by != last.id:
         return "its approval did not hold any more"
-    if plan.used_by is not None and plan.used_by not in tries:
+    if plan.used_by is not None and plan.used_by not in {one.id for one in tries}:
         return f"job `{plan.used_by}` has gone by its approval since"
     return ""
 

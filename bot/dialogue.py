@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import structlog
 
-from bot.approval_desk import DECIDED
 from bot.approval_store import ApprovalStore
 from bot.audit_chain import AuditKind
 from bot.check_reader import CheckReader
@@ -22,6 +21,7 @@ from bot.failed_checks import instructions as about_checks
 from bot.feedback import Asked, Feedback, instructions, merge
 from bot.fixer import as_before, worker_of
 from bot.model import (
+    DECIDED,
     FEEDBACK,
     Actor,
     Approval,

@@ -13,10 +13,11 @@ from datetime import datetime
 
 import structlog
 
-from bot.approval_desk import askers_of, requested, with_origins
+from bot.approval_desk import requested
 from bot.approval_store import ApprovalStore
 from bot.approval_writer import CHECK_NAME, NEUTRAL, ApprovalWriter
 from bot.approvals import ApprovalPolicy, Subject, Tally, Verdict, policy_for, tally, told_apart
+from bot.askers import askers_of, with_origins
 from bot.audit import CONDUCTOR, Audit
 from bot.audit_chain import AuditKind
 from bot.branches import PREFIX

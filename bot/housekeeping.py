@@ -158,9 +158,8 @@ class Housekeeping:
                     await self._reporter.remove_branch(job)
                 except GitHubUnavailable:
                     raise
-                except (
-                    ConductorError
-                ) as error:  # about this one only: a protected branch, an archived repository
+                except ConductorError as error:
+                    # about this one only: a protected branch, an archived repository
                     log.warning("branch not removed", error=str(error), **job.log_context())
 
     async def _close_drafts(self) -> None:

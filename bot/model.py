@@ -139,6 +139,8 @@ class Actor:
 
 #: The event whose actor gave feedback on the work, and did not ask for it. A command in a review has another one.
 FEEDBACK = "pull_request_review.submitted"
+#: The event of jobs that a decision started: they are in the name of whoever started the job that asked.
+DECIDED = "approval.decided"
 
 
 @dataclass(frozen=True, kw_only=True)

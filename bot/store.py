@@ -103,6 +103,16 @@ class Store:
             row = (await connection.execute(select(jobs).where(jobs.c.id == job_id))).one_or_none()
         return None if row is None else _job(row)
 
+    async def tries(self, job: Job) -> list[Job]:
+        """``job``, and the jobs that it does once more, the newest first."""
+        found = {job.id: job}
+        while job.retry_of and job.retry_of not in found:
+            before = await self.job(job.retry_of)
+            if before is None:
+                break
+            found[before.id] = job = before
+        return list(found.values())
+
     async def jobs_on(self, repo_id: int, number: int) -> list[Job]:
         """All jobs of one issue or pull request (also those whose pull request it is), newest first."""
         where = and_(jobs.c.repo_id == repo_id, or_(jobs.c.number == number, jobs.c.pull_number == number))

@@ -101,6 +101,7 @@ LAYERS: dict[str, int] = {
     "runners": 2,
     "bot.api_commits": 3,
     "bot.approval_desk": 3,
+    "bot.askers": 3,
     "bot.approval_writer": 3,
     "bot.final_check": 3,
     "bot.reviews": 3,

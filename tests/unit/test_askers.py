@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from bot.approval_desk import DECIDED, askers_of
+from bot.askers import askers_of
 from bot.fixer import EVENT as FIX_EVENT
-from bot.model import FEEDBACK, Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import DECIDED, FEEDBACK, Actor, Job, JobState, Repo, TargetKind, Trigger
 from handlers.commands import COMMAND_IN_REVIEW
 
 
