@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from bot.installs import NEEDED
 from handlers.table import router
@@ -266,3 +271,30 @@ def test_nothing_uses_all_the_rights_of_an_installation() -> None:
         and node.func.attr == "installation"
     ]
     assert users == []
+
+
+def test_what_is_imported_is_installed_without_the_tools_of_developers() -> None:
+    """A product that runs only where its tests do: with what the group `dev` happens to bring."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found: set[str] = set()
+    ahead = [*project["dependencies"], *project["optional-dependencies"]["postgresql"]]
+    while ahead:
+        needed = Requirement(ahead.pop())
+        name = canonicalize_name(needed.name)
+        if name in found or (
+            needed.marker
+            and not any(needed.marker.evaluate({"extra": extra}) for extra in ("", "crypto", "asyncio"))
+        ):
+            continue
+        found.add(name)
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            ahead += metadata.requires(name) or []
+    whose = metadata.packages_distributions()
+    # these run in an agent's own environment
+    imported = {name.partition(".")[0] for _, path in modules() for name in imports(path)}
+    imported -= {*sys.stdlib_module_names, "bot", "handlers", "runners", "templates", "aider", "minisweagent"}
+    assert len(imported) > 20
+    missing = {
+        name for name in imported if not {canonicalize_name(one) for one in whose.get(name, [name])} & found
+    }
+    assert missing == set()
