@@ -469,6 +469,8 @@ class ApprovalDesk:
     ) -> _Count:
         policy = policy_for(config_of(job), approval.kind, approval.repo.owner)
         here = await self._store.jobs_on(approval.repo.id, approval.pull_number)
+        if job.branch:  # what was asked for in a pull request that it had before is in this one, too
+            here += await self._store.jobs_on_branch(approval.repo.id, job.branch)
         jobs = await with_origins(self._store, [job, *here])
         made = {sha for one in jobs for sha in (one.head_sha, one.marker_sha) if sha}
         asked = await self.approvals.on(approval.repo.id, approval.pull_number)

@@ -237,6 +237,9 @@ class FinalCheck:
             return _Said(number=head.number, sha=head.sha, by_bot=by_bot, problem=str(config))
         policy = policy_for(config, None, repo.owner)
         jobs = await self._store.jobs_on(repo.id, head.number)
+        if not head.from_fork:
+            # the branch may have had another pull request before: what was asked for there is in this one, too
+            jobs = [*jobs, *await self._store.jobs_on_branch(repo.id, head.ref)]
         if at:
             jobs = [*jobs, *await self._made(repo, at)]
         jobs = await with_origins(self._store, jobs)

@@ -118,6 +118,10 @@ class Store:
         where = and_(jobs.c.repo_id == repo_id, or_(jobs.c.number == number, jobs.c.pull_number == number))
         return await self._jobs(where)
 
+    async def jobs_on_branch(self, repo_id: int, branch: str) -> list[Job]:
+        """All jobs that worked on a branch of the repository's, in whichever pull request, newest first."""
+        return await self._jobs(and_(jobs.c.repo_id == repo_id, jobs.c.branch == branch))
+
     async def jobs_at(self, repo_id: int, sha: str) -> list[Job]:
         """Jobs whose check run may be on a commit: that they pushed or ask about, or that they began with."""
         began = and_(jobs.c.target == str(TargetKind.pull_request), jobs.c.base_sha == sha)

@@ -229,3 +229,32 @@ async def test_who_may_not_write_is_told_once_that_their_reviews_do_not_count(pl
     for word in ("One.", "Two."):  # who may write may have mended what was wrong, and hears what is wrong now
         await place.reviewed("maria", body=word)
     assert len(place.ours()) == 4
+
+
+async def test_who_asked_for_the_bot_s_work_cannot_approve_it_in_somebody_else_s_pull_request(
+    tmp_path: Path,
+) -> None:
+    """The bot's is closed, and somebody opens their own from its branch, with a commit on top."""
+    async with world(tmp_path, yaml="approvals:\n  final:\n    required: 1\n") as place:
+        await place.person("maria").close(REPO, place.number)
+        head = await place.push("carl")
+        number = int((await place.person("carl").open_pull(REPO, BRANCH, "Mine"))["number"])
+        job = dataclasses.replace(
+            place.job,
+            id="j2",
+            number=number,
+            target=TargetKind.pull_request,
+            trigger=dataclasses.replace(place.job.trigger, delivery_id="d2", actor=place.actor("tom")),
+            head_sha=None,
+            pull_number=None,
+        )
+        assert await place.store.add_job(job)
+        asked = await place.desk.ask(job, ApprovalKind.text, "May I?", sha=head, pull_number=number)
+        await place.person("maria").review(REPO, number, "APPROVE", "As I wanted it.")
+        await place.desk.reviewed(place.event())
+        assert (await place.now(asked)).state is ApprovalState.pending
+        assert "You asked for this work" in place.sandbox.comments(REPO, number)[-1]["body"]
+        await place.desk.withdraw("j2")
+        assert not await place.final.update(place.repo, number, others=True)
+        await place.person("rita").review(REPO, number, "APPROVE", "Fine.")
+        assert await place.final.update(place.repo, number, others=True)
