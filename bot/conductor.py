@@ -403,6 +403,8 @@ class Conductor:
         self, paused: Job, trigger: Trigger, words: str, number: int, ordinal: int
     ) -> Job | None:
         event = f"{trigger.delivery_id}/{ordinal}"
+        # the work goes by these words, as by those of `/agent tell`; first, so that a crash loses nobody
+        await self._approvals.asks_too(paused.id, trigger.actor.id)
         answered = await self.answer(paused, words, by=trigger.actor, event=event)
         if answered is None:  # somebody was faster, or it has just been cancelled
             text = f"Job `{paused.id}` does not wait for an answer any more."

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from bot.approval_store import ApprovalStore
+from bot.audit import Audit
 from bot.model import AttemptState, Job, JobState
+from bot.redact import Redactor
 from bot.schema import deliveries, jobs
 from tests.scenarios.processes import processes
 from tests.scenarios.world import REPO, World, world
@@ -142,6 +145,10 @@ async def test_of_two_answers_at_once_one_counts_and_the_other_is_told(tmp_path:
         # what the second one is told depends on how far the first one's answer got
         late = ("does not wait for an answer any more", "is still running", "Nothing here stopped half way")
         assert any(words in said for words in late)
+        # whose words the work went by has asked for it, and cannot approve it
+        answered = box.github.world.users["maria" if "Red." in told else "octocat"].id
+        approvals = ApprovalStore(box.store.engine, Audit(box.store.engine, Redactor([])))
+        assert await approvals.who_asks_too([job.id], [answered]) == {answered}
 
 
 async def test_who_may_not_command_may_not_answer(tmp_path: Path) -> None:
