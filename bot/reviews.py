@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 #: Pushes to one branch that are looked at; of a branch with more of them nobody can tell who made it.
 MAX_PUSHES = 500
+#: https://docs.github.com/en/pull-requests/committing-changes-to-your-project/creating-and-editing-commits/creating-a-commit-with-multiple-authors
+_CO_AUTHOR = re.compile(r"^[ \t]*co-authored-by:[^<\n]*<([^<>\s]+)>[ \t\r]*$", re.IGNORECASE | re.MULTILINE)
 _GROUP = re.compile(r"/pr-(\d{1,9})-([0-9a-f]{40}|[0-9a-f]{64})$")
 
 
@@ -62,6 +64,14 @@ class _Pushed:
     known: bool = False  # that is all of them
     #: There is more that GitHub does not tell; whoever pushed can have brought that about. So no commit is believed.
     doubt: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoAuthors:
+    """Accounts that a commit's message names as authors besides its own."""
+
+    ids: frozenset[int] = frozenset()
+    logins: frozenset[str] = frozenset()  # in lower case; of those whose ids the message does not have
 
 
 class ReviewFinder:
@@ -120,9 +130,11 @@ class ReviewFinder:
         rules = tuple(rules)
         found = await self._get(repo, "/pulls/{number}", number=number)
         # the head is read first: whatever is read later is compared with it, and a push in between shows
-        reviews, pull = await asyncio.gather(
+        reviews, (pull, named) = await asyncio.gather(
             self.reviews(repo, number), self._facts(repo, number, found, frozenset(ours))
         )
+        also = {one.author.id for one in reviews if one.author and one.author.login.lower() in named}
+        pull = replace(pull, hands=pull.hands | also)
         paths = None
         if any(rule.codeowners for rule in rules):
             paths = await self._paths(repo, number) or None  # nothing is changed yet: whoever owns anything
@@ -165,8 +177,10 @@ class ReviewFinder:
 
     async def _facts(
         self, repo: Repo, number: int, found: Mapping[str, Any], ours: frozenset[str]
-    ) -> PullFacts:
-        me = (await self._github.identity()).user_id
+    ) -> tuple[PullFacts, frozenset[str]]:
+        """The facts, and the logins of co-authors whose ids nobody knows."""
+        identity = await self._github.identity()
+        me, noreply = identity.user_id, identity.email.rpartition("@")[2]
         head = str(found["head"]["sha"])
         pushed = _Pushed()
         if not _from_fork(found, repo):
@@ -174,25 +188,32 @@ class ReviewFinder:
         hands = {int(found["user"]["id"])} if found.get("user") else set()
         hands |= pushed.by
         unattributed, listed = [], 0
+        logins: set[str] = set()
         # at most 250 are listed: https://docs.github.com/en/rest/pulls/pulls#list-commits-on-a-pull-request
         url = self._path(repo, "/pulls/{number}/commits", number=number)
         async for commit in self._client(repo).getiter(url):
             listed += 1
             who = [commit.get("author"), commit.get("committer")]
             hands |= {int(one["id"]) for one in who if one}
+            # a commit of the bot's names for whom it was made, and that is known better elsewhere
+            if str(commit["sha"]) not in ours and (not who[0] or int(who[0]["id"]) != me):
+                more = co_authors(str(commit["commit"]["message"]), noreply)
+                hands |= more.ids
+                logins |= more.logins
             # who wrote a commit stands in it, and anybody can write anything there; who pushed it GitHub has seen
             forged = pushed.doubt or any(not one or int(one["id"]) == me for one in who)
             if forged and not pushed.known and str(commit["sha"]) not in ours:
                 unattributed.append(str(commit["sha"]))
         if listed < int(found.get("commits") or 0):
             unattributed.append(head)
-        return PullFacts(
+        facts = PullFacts(
             number=number,
             head_sha=head,
             open=found.get("state") == "open",
             hands=frozenset(hands) - {me},
             unattributed=tuple(unattributed),
         )
+        return facts, frozenset(logins)
 
     async def _pushed(self, repo: Repo, branch: str, head: str) -> _Pushed:
         """Who ever pushed to ``branch``, whose head is ``head``.
@@ -238,6 +259,25 @@ class ReviewFinder:
 
     def _path(self, repo: Repo, rest: str, **values: str | int) -> str:
         return path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)
+
+
+def co_authors(message: str, noreply: str) -> CoAuthors:
+    """Whom the `Co-authored-by:` lines of a message name. Whose any other address is GitHub alone knows.
+
+    ``noreply``: the host of GitHub's own addresses, ``ID+LOGIN@…`` and, from before 2017, ``LOGIN@…``.
+    https://docs.github.com/en/account-and-profile/reference/email-addresses-reference
+    """
+    ids, logins = set(), set()
+    for address in _CO_AUTHOR.findall(message):
+        local, _, host = address.lower().rpartition("@")
+        account, plus, _ = local.partition("+")
+        if host != noreply.lower():
+            continue
+        if plus and re.fullmatch(r"[0-9]{1,18}", account):
+            ids.add(int(account))
+        else:
+            logins.add(local)
+    return CoAuthors(ids=frozenset(ids), logins=frozenset(logins))
 
 
 def _from_fork(found: Mapping[str, Any], repo: Repo) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from bot.model import FEEDBACK, ApprovalKind, ApprovalState, JobState, TargetKind
 from handlers.reviews import base_changed
-from tests.integration.test_approval_desk import BRANCH, REPO, Place, world
+from tests.integration.test_approval_desk import BRANCH, REPO, Place, empty_commit, world
 
 
 @pytest.fixture
@@ -258,3 +258,24 @@ async def test_who_asked_for_the_bot_s_work_cannot_approve_it_in_somebody_else_s
         assert not await place.final.update(place.repo, number, others=True)
         await place.person("rita").review(REPO, number, "APPROVE", "Fine.")
         assert await place.final.update(place.repo, number, others=True)
+
+
+async def test_a_co_author_of_what_people_pushed_does_not_approve_it(place: Place) -> None:
+    """What the bot's own commit says of whom it was made for is no authorship of theirs."""
+    rita, tom = (place.sandbox.world.users[login] for login in ("rita", "tom"))
+    client = place.github.installation(place.sandbox.installation_id)
+    made = await empty_commit(
+        place.github, place.repo.installation_id, place.sha, f"Work\n\nCo-authored-by: Tom <{tom.email}>"
+    )
+    url = f"/repos/{REPO}/git/refs/heads/{BRANCH}"
+    await client.patch(url, data={"sha": made})
+    together = f"Better\n\nCo-Authored-By: Rita <{rita.email}>\r\nco-authored-by: Zoe <zoe@example.com>\n"
+    together += "Co-authored-by: T <Tria@users.noreply.github.com>\n"
+    head = await place.person("carl").push_commit(REPO, BRANCH, {"a.py": "x = 3\n"}, message=together)
+    asked = await place.ask(sha=head)
+    for login in ("rita", "tria"):
+        await place.reviewed(login)
+        assert (await place.now(asked)).state is ApprovalState.pending
+        assert "wrote or pushed a part of it" in place.ours()[-1]
+    await place.reviewed("tom")
+    assert (await place.now(asked)).decided_by == "tom"
