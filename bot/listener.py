@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
+from bot.live_words import LiveWords
 from bot.ports import Agent
 from bot.results import Transcript
 from runners.gateway.desk import Desk
@@ -22,6 +24,7 @@ class Listener:
         self._heard = 0  # number of the last line of the attempt that was taken in
         self.transcript = Transcript()
         self.recent: tuple[str, ...] = ()
+        self.told: frozenset[str] = frozenset()  # of the live words: the events of those that its CLI took
         self._logged: deque[str] = deque(maxlen=LOGGED)
 
     @property
@@ -35,13 +38,13 @@ class Listener:
         After it was cancelled it goes on, for the same turn of the same desk, with the first line not heard yet.
         """
         if turn != self._turn:
-            self._turn, self.transcript, self.recent = turn, Transcript(), ()
+            self._turn, self.transcript, self.recent, self.told = turn, Transcript(), (), frozenset()
         async for event in desk.events(self._heard, turn=turn):
             if event.turn == turn and event.stream == "stdout":
-                self._hear(event.line)
+                self._hear(event.line, desk.live_words)
             self._heard = event.seq  # nothing above waits, so no line is ever half taken in
 
-    def _hear(self, line: str) -> None:
+    def _hear(self, line: str, handed_over: Sequence[LiveWords]) -> None:
         transcript, recent = self.transcript, list(self.recent)
         for said in self._agent.read(line):
             goes_on = transcript.speaking and said.piece
@@ -55,5 +58,12 @@ class Listener:
                 recent.append(words)
                 self._logged.append(words)
                 self.recent = tuple(recent[-RECENT:])
+            elif said.kind == "told":
+                # others may have hooks, too: only what was handed over was told
+                for taken in [words for words in handed_over if words.text == said.text]:
+                    self.told |= {one.event for one in taken.said}
+                    self._logged.extend(taken.lines)
+                    recent.extend(taken.lines)
+                    self.recent = tuple(recent[-RECENT:])
             elif said.kind == "log" and words.strip():
                 self._logged.append(words)  # what steps and programs print: for `/agent logs` alone

@@ -222,6 +222,8 @@ class _Attempt:
             verdict = await self._judge(desk, ending)
             if verdict is None:
                 return  # another attempt goes on, or the end was told
+            if self.listener.told:
+                await host.store.told(self.listener.told)
             if not verdict.asks:
                 if await self._tell_more(desk):
                     continue

@@ -145,7 +145,7 @@ class Turn:
 class AgentEvent:
     """One thing that the agent said or did, in our words."""
 
-    kind: str  # "started", "text", "tool", "tool_result", "retry", "final", "error", "log"
+    kind: str  # "started", "text", "tool", "tool_result", "told", "retry", "final", "error", "log"
     text: str = ""
     piece: bool = False  # of a text: goes on the piece before it, until another kind of event comes
     session_id: str | None = None

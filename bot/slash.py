@@ -89,7 +89,8 @@ COMMANDS: Mapping[str, CommandHelp] = {
         CommandHelp(
             name="tell",
             usage="/agent tell TEXT",
-            description="say something to the agent that works here; it reads it when its turn ends",
+            description="say something to the agent that works here; it reads it at once where it can, else when its "
+            "turn ends",
         ),
         CommandHelp(
             name="status", usage="/agent status", description="show the jobs of this issue or pull request"

@@ -31,6 +31,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from bot import claims
 from bot.audit import Audit
 from bot.errors import StaleAttempt
+from bot.live_words import Said
 from bot.locks import Locks
 from bot.model import (
     FINAL_STATES,
@@ -64,6 +65,12 @@ CLAIM_TRIES = 5
 #: Of a PostgreSQL advisory lock: one host claims at a time, so that no two of them reach a limit together.
 CLAIM_LOCK = 7265618
 OFFERED = 500  # waiting jobs that are offered to the hosts at once
+
+_UNTOLD = (
+    select(tells.c.event, tells.c.by, tells.c.words)
+    .where(tells.c.told_at.is_(None))
+    .order_by(tells.c.at, tells.c.event)
+)
 
 
 class Store:
@@ -344,15 +351,31 @@ class Store:
         values = {"event": event[:120], "job_id": job_id, "words": words, "by": by, "at": datetime.now(UTC)}
         return await self._insert_once(tells, values)
 
-    async def untold(self, job_id: str) -> list[tuple[str, str, str]]:
-        """What a job's agent was not told yet, oldest first: event, who says it, the words."""
-        query = (
-            select(tells.c.event, tells.c.by, tells.c.words)
-            .where(tells.c.job_id == job_id, tells.c.told_at.is_(None))
-            .order_by(tells.c.at, tells.c.event)
+    async def untold(self, job_id: str) -> list[Said]:
+        """What a job's agent was not told yet, oldest first."""
+        return await self._said(_UNTOLD.where(tells.c.job_id == job_id))
+
+    async def live_words(self, attempt: str) -> list[Said]:
+        """The same while the attempt with this id works on the job; nothing when it does not (any more).
+
+        Nothing either where a person wants the job to stop, or where it carries out an approved plan.
+        """
+        works = (
+            select(jobs.c.id)
+            .join(attempts, and_(attempts.c.job_id == jobs.c.id, attempts.c.fence == jobs.c.fence))
+            .where(
+                attempts.c.id == attempt,
+                attempts.c.state == str(AttemptState.running),
+                jobs.c.state == str(JobState.running),
+                jobs.c.cancel_requested_by.is_(None),
+                jobs.c.approval_id.is_(None),
+            )
         )
+        return await self._said(_UNTOLD.where(tells.c.job_id.in_(works)))
+
+    async def _said(self, query: Select[tuple[str, str, str]]) -> list[Said]:
         async with self.engine.connect() as connection:
-            return [(row.event, row.by, row.words) for row in await connection.execute(query)]
+            return [Said(row.event, row.by, row.words) for row in await connection.execute(query)]
 
     async def told(self, events: Iterable[str]) -> None:
         """These words have become part of a turn."""

@@ -42,6 +42,7 @@ from runners.backends import create_runner
 from runners.gateway.egress import Egress
 from runners.gateway.git import GitRoute
 from runners.gateway.lfs import LfsRoute
+from runners.gateway.live_words import LiveWordsRoute
 from runners.gateway.llm import LlmProxy
 from runners.gateway.mcp import McpRoute
 from runners.gateway.server import Gateway
@@ -77,8 +78,15 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
     )
     git = GitRoute(max_push_bytes=settings.max_push_bytes, lfs=lfs)
     mcp = McpRoute(settings, proxied=settings.runner != "local")
+    store = Store(engine, Limits.of(settings), audit=audit)
     gateway = Gateway(
-        {"git": git.serve, "llm": llm.serve, "mcp": mcp.serve}, egress=Egress.from_settings(settings)
+        {
+            "git": git.serve,
+            "llm": llm.serve,
+            "mcp": mcp.serve,
+            "live-words": LiveWordsRoute(store.live_words).serve,
+        },
+        egress=Egress.from_settings(settings),
     )
     images = create_images(settings, runner, gateway)
     try:
@@ -86,7 +94,6 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
         await dispatcher.ping()
         await runner.check()
         async with github:
-            store = Store(engine, Limits.of(settings), audit=audit)
             scheduler = Scheduler(store, dispatcher)
             mirrors = Mirrors(settings.data_dir / "mirrors")
             facts = FactFinder(github, ServerRules.of(settings))

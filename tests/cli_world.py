@@ -18,11 +18,13 @@ import pytest
 from aiohttp import web
 
 from bot.config import fixed_settings
+from bot.live_words import Said
 from bot.model import FailureKind, Usage
 from bot.ports import Agent, AgentEvent, Command, Turn
 from bot.results import Transcript, Verdict, judge
 from bot.terms import Terms
 from runners.gateway.desk import Desk
+from runners.gateway.live_words import LiveWordsRoute
 from runners.gateway.llm import LlmProxy
 from runners.gateway.llm_relay import Patience
 from runners.gateway.mcp import McpRoute
@@ -97,6 +99,7 @@ class World:
         self.root, self.home, self.repo = root, root / "home", root / "repo"
         self.binaries, self.gateway, self.ledger, self.desk = binaries, gateway, ledger, desk
         self.tokens_seen: set[str] = set()
+        self.told: list[Said] = []  # what people say to the agent
         for folder in (self.home, self.repo):
             folder.mkdir(exist_ok=True)
 
@@ -191,8 +194,18 @@ async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) 
         seen.add(TOKEN)
         return await tools.serve(request, desk, "")
 
-    app = web.Application()
+    async def waiting(_attempt: str) -> list[Said]:
+        return made.told
+
+    async def hear(request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return web.json_response({}, status=401)
+        return await words.serve(request, desk, "")
+
+    words = LiveWordsRoute(waiting)
+    app = web.Application(client_max_size=64 * 2**20)
     app.router.add_route("*", "/mcp", call)
+    app.router.add_post("/live-words", hear)
     app.router.add_route("*", "/llm/{tail:.*}", handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()

@@ -48,6 +48,7 @@ LAYERS: dict[str, int] = {
     "bot.needles": 1,
     "bot.lfs": 1,
     "bot.limits": 1,
+    "bot.live_words": 1,
     "bot.network": 1,
     "bot.outsiders": 1,
     "bot.permissions": 1,

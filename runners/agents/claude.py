@@ -9,6 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from bot.model import FailureKind
 from bot.ports import AgentEvent, Command, Turn
 from bot.results import failure_of
@@ -17,6 +19,7 @@ from runners.agents.cli import (
     CliAgent,
     items,
     json_lines,
+    live_words_url,
     mapping,
     messages_usage,
     number,
@@ -29,6 +32,10 @@ from runners.agents.cli import (
 TOKEN_VARIABLE = "AGENT_TOOLS_TOKEN"  # noqa: S105 - a name, no secret
 #: Retries of a failed request. The CLI's own default is 10, also for a wrong key: minutes of waiting.
 MAX_RETRIES = 5
+#: After each of these the CLI asks whether its agent was told something: after a tool call, and after a failed one.
+LIVE_EVENTS = ("PostToolUse", "PostToolUseFailure")
+#: Seconds that a tool call may wait for it: a worker that is just restarted does not answer. It asks again next time.
+LIVE_SECONDS = 3
 
 
 def _start(turn: Turn, gateway: str, token: str) -> Command:
@@ -40,6 +47,8 @@ def _start(turn: Turn, gateway: str, token: str) -> Command:
     argv += ["--resume" if turn.resume else "--session-id", turn.session_id]
     # no other servers: those of a repository would be programs of its own choice
     argv += ["--mcp-config", json.dumps(_tools(gateway)), "--strict-mcp-config"]
+    # on top of the settings files; what the hooks answered stands in the output, so it is known what has arrived
+    argv += ["--settings", json.dumps(_live_words(gateway)), "--include-hook-events"]
     return Command(
         argv=argv,
         stdin=turn.prompt,
@@ -68,6 +77,18 @@ def _tools(gateway: str) -> dict[str, Any]:
     }
 
 
+def _live_words(gateway: str) -> dict[str, Any]:
+    # https://code.claude.com/docs/en/hooks#http-hook-fields; errors and a late answer change nothing for the agent
+    asks = {
+        "type": "http",
+        "url": live_words_url(gateway),
+        "headers": {"Authorization": f"Bearer ${{{TOKEN_VARIABLE}}}"},
+        "allowedEnvVars": [TOKEN_VARIABLE],
+        "timeout": LIVE_SECONDS,
+    }
+    return {"hooks": {event: [{"hooks": [asks]}] for event in LIVE_EVENTS}}
+
+
 def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
     kind, detail = text(event.get("type")), text(event.get("subtype"))
     session = text(event.get("session_id")) or None
@@ -75,6 +96,10 @@ def _translate(event: Mapping[str, Any]) -> list[AgentEvent]:
         return [AgentEvent(kind="started", text=text(event.get("model")), session_id=session)]
     if kind == "system" and detail == "api_retry":
         return [_retry(event)]
+    if kind == "system" and detail == "hook_started":
+        return []
+    if kind == "system" and detail == "hook_response":
+        return _hook(event)
     if kind == "assistant":
         return assistant(event)
     if kind == "user":
@@ -91,6 +116,19 @@ def _retry(event: Mapping[str, Any]) -> AgentEvent:
     tried, most = number(event.get("attempt")), number(event.get("max_retries"))
     words = f"retry {tried} of {most}: {error}{f' ({status})' if status else ''}"
     return AgentEvent(kind="retry", text=words, ok=False, failure=failure.value)
+
+
+def _hook(event: Mapping[str, Any]) -> list[AgentEvent]:
+    """What a hook answered, and the agent was told of it: most say nothing."""
+    if event.get("outcome") != "success":
+        words = f"{text(event.get('hook_name'))}: {text(event.get('output')) or text(event.get('outcome'))}"
+        return [AgentEvent(kind="log", text=words)]
+    try:
+        answer = mapping(orjson.loads(str(event.get("stdout"))))
+    except orjson.JSONDecodeError:
+        return []
+    told = text(mapping(answer.get("hookSpecificOutput")).get("additionalContext"))
+    return [AgentEvent(kind="told", text=told)] if told else []
 
 
 def assistant(event: Mapping[str, Any]) -> list[AgentEvent]:

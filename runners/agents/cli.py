@@ -126,6 +126,11 @@ def tools_url(gateway: str) -> str:
     return f"{gateway}/mcp"
 
 
+def live_words_url(gateway: str) -> str:
+    """Where a CLI asks between two tool calls what its agent has been told meanwhile, seen from the container."""
+    return f"{gateway}/live-words"
+
+
 def summarize_call(name: str, arguments: Mapping[str, Any]) -> str:
     """One line that tells a tool call: its name and its most telling argument."""
     for key in ("command", "file_path", "path", "pattern", "query", "url", "description", "prompt"):

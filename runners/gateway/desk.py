@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -32,6 +32,7 @@ from typing_extensions import TypedDict
 
 from bot.agent_requests import AgentRequest, ProgressNote
 from bot.errors import ConductorError, InfrastructureError
+from bot.live_words import LiveWords
 from bot.model import FailureKind, Usage
 from bot.terms import Grant, Terms
 from runners import shim
@@ -126,7 +127,8 @@ class Desk:
     was told, ``outcomes/N.json`` what it reported, ``events.jsonl`` what it printed (one post a line),
     ``usage.jsonl`` what the LLM proxies counted, ``blocked.jsonl`` where the egress proxy did not let it go;
     ``halt.json`` why it must end; ``progress.json`` how far its agent says it is, ``requests/N.json`` what it asked
-    people for in that turn, ``grants.json`` what they granted; ``session.tar``, ``work.bundle`` and ``quarantine.git``.
+    people for in that turn, ``grants.json`` what they granted, ``live_words.jsonl`` what it was told between two tool
+    calls; ``session.tar``, ``work.bundle`` and ``quarantine.git``.
     """
 
     def __init__(
@@ -147,6 +149,7 @@ class Desk:
         self._grants: tuple[Grant, ...] = ()
         self._progress: ProgressNote | None = None
         self._requests: dict[int, AgentRequest] = {}
+        self._live_words: list[LiveWords] = []
         self._heard_at = self._sign_at = time.monotonic()
         self._calls = 0  # of a model, under way
         self._changed = asyncio.Event()
@@ -250,6 +253,9 @@ class Desk:
             self._halted = Halt(FailureKind(halt["kind"]), str(halt["message"]))
         for path in (self.directory / "requests").glob("*.json"):
             self._requests[int(path.stem)] = AgentRequest.model_validate_json(path.read_bytes())
+        for entry in _lines(self.directory / "live_words.jsonl"):
+            with suppress(ValidationError):  # the last one may be torn: then nobody got its answer
+                self._live_words.append(LiveWords.model_validate_json(entry))
         with suppress(FileNotFoundError):
             self._grants = _GRANTS.validate_json((self.directory / "grants.json").read_bytes())
         with suppress(FileNotFoundError, ValidationError):  # not synced to the disk: a crash may have torn it
@@ -594,6 +600,24 @@ class Desk:
     def requested(self) -> AgentRequest | None:
         """What the agent asked people for in the newest turn; None when it asked nothing."""
         return self._requests.get(len(self._turns))
+
+    @property
+    def hears(self) -> bool:
+        """Whether the agent may be told something now: a turn is under way in which it has asked nothing itself."""
+        turn = len(self._turns)
+        over = turn in self._outcomes or self._finished or self._halted is not None or self._closed
+        return turn > 0 and not over and turn not in self._requests
+
+    def hand_over(self, words: LiveWords) -> None:
+        """Keep what the agent is told between two of its tool calls, so that this turn does not tell it again."""
+        self._check_open()
+        _append(self.directory / "live_words.jsonl", words.model_dump(mode="json"))
+        self._live_words.append(words)
+
+    @property
+    def live_words(self) -> Sequence[LiveWords]:
+        """What was handed over in the newest turn."""
+        return [words for words in self._live_words if words.turn == len(self._turns)]
 
     # --- session ---
 

@@ -10,6 +10,7 @@ import pytest
 
 from bot.errors import StaleAttempt
 from bot.ledger import Entry, Ledger
+from bot.live_words import Said
 from bot.model import (
     Actor,
     Attempt,
@@ -234,6 +235,27 @@ async def test_a_question_is_told_until_it_was_told_or_answered(store: Store) ->
     assert [one.id for one in await store.untold_questions()] == [job().id]
     assert await store.answer(job().id, "Blue.", "maria", event="d1/0")
     assert await store.untold_questions() == []
+
+
+async def test_an_attempt_at_work_hears_what_its_agent_was_not_told(store: Store) -> None:
+    assert await store.add_job(job())
+    assert await store.add_job(job(number=2, approval_id="a1"))  # carries out an approved plan
+    claimed, planned = [one[1] for one in (await store.claim_next("h"), await store.claim_next("h")) if one]
+    assert await store.tell(claimed.job_id, "Blue.", "maria", event="d1/0")
+    assert await store.tell(claimed.job_id, "No, red.", "octocat", event="d2/0")
+    assert await store.tell(planned.job_id, "Delete it.", "octocat", event="d3/0")
+    assert await store.live_words(claimed.id) == []  # its container does not run yet
+    for attempt in (claimed, planned):
+        await store.set_attempt(attempt, AttemptState.running)
+    said = [Said("d1/0", "maria", "Blue."), Said("d2/0", "octocat", "No, red.")]
+    assert await store.live_words(claimed.id) == said
+    for other in (planned.id, f"{claimed.job_id}-0", f"{claimed.job_id}-2", claimed.job_id, "setup-1"):
+        assert await store.live_words(other) == []
+    await store.told(["d1/0"])
+    assert await store.live_words(claimed.id) == await store.untold(claimed.job_id) == said[1:]
+    await store.request_cancel(claimed.job_id, "maria")
+    assert await store.live_words(claimed.id) == []
+    assert await store.untold(claimed.job_id) == said[1:]
 
 
 async def test_what_was_waited_is_not_counted_twice_when_a_renewal_is_repeated(store: Store) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from bot.live_words import Said
 from bot.model import FailureKind, Usage
 from bot.ports import Command, Turn
 from bot.results import judge
@@ -280,6 +281,43 @@ async def test_large_prompt(name: str, tmp_path: Path, binaries: Path) -> None:
         outcome = await made.run(agent(name), turn(name, prompt=prompt))
         assert outcome.judge(changed=False).ok, outcome
         assert prompt.strip() in llm.requests[0].text
+
+
+async def test_claude_is_told_between_two_tool_calls(tmp_path: Path, binaries: Path) -> None:
+    begun, told = tmp_path / "begun", tmp_path / "told"
+    for fifo in (begun, told):
+        os.mkfifo(fifo)
+    script = Script.of(
+        [
+            runs("claude", f"echo > {begun}; cat {told}"),
+            runs("claude", f"echo > {begun}; cat {told}; exit 3"),  # a call that fails has a hook of its own
+            runs("claude", "echo the last"),
+            {"text": DONE},
+        ]
+    )
+    said = [
+        Said("d1/0", "octocat", "Keep the old format."),
+        Said("d2/0", "maria", "é🚀" * 3000 + " And hurry."),
+    ]
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
+        process = await made.start(made.prepare(agent("claude"), turn("claude")))
+        for one in said:  # while a tool runs
+            with await asyncio.to_thread(begun.open) as opened:
+                opened.read(1)
+            made.told.append(one)
+            await asyncio.to_thread(told.write_text, "go on")
+        outcome = await made.finish(agent("claude"), process)
+        assert outcome.judge(changed=False).ok, outcome
+        handed_over = made.desk.live_words
+        # the CLI says which it took, word for word
+        assert [event.text for event in outcome.events if event.kind == "told"] == [
+            words.text for words in handed_over
+        ]
+        assert [words.said for words in handed_over] == [(said[0],), (said[1],)]
+        seen = [json.dumps(request.body["messages"], ensure_ascii=False) for request in llm.requests]
+    for place, one in enumerate(said):
+        assert [text.count(one.words) for text in seen] == [0] * (place + 1) + [1] * (3 - place)
+    assert "people who may command you said more" in seen[1]
 
 
 async def test_codex_keeps_the_token_from_its_commands(tmp_path: Path, binaries: Path) -> None:

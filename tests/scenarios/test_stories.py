@@ -82,6 +82,10 @@ class Teller:
             assert self.box.llm is not None
             self.box.llm.open(act["model goes on"])
             return
+        if "model is asked" in act:  # so many times in all
+            assert self.box.llm is not None
+            await self.box.llm.came(act["model is asked"])
+            return
         who = act.pop("as")
         person = github.as_user(who)
         ((verb, what),) = act.items()

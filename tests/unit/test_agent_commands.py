@@ -33,7 +33,7 @@ BEARER = {"Authorization": "Bearer ${AGENT_TOOLS_TOKEN}"}
 
 def test_claude() -> None:
     first = command("claude")
-    *argv, option, tools, strict = first.argv
+    *argv, option, tools, strict, also, settings, shown = first.argv
     assert argv == [
         *("claude", "-p", "--output-format", "stream-json", "--verbose", "--dangerously-skip-permissions"),
         *("--model", "m1", "--session-id", SESSION),
@@ -41,6 +41,25 @@ def test_claude() -> None:
     assert (option, strict) == ("--mcp-config", "--strict-mcp-config")
     server = {"type": "http", "url": TOOLS, "headers": BEARER, "alwaysLoad": True}
     assert json.loads(tools) == {"mcpServers": {"bot": server}}
+    assert (also, shown) == ("--settings", "--include-hook-events")
+    assert json.loads(settings) == {
+        "hooks": {
+            event: [
+                {
+                    "hooks": [
+                        {
+                            "type": "http",
+                            "url": "{gateway}/live-words",
+                            "headers": BEARER,
+                            "allowedEnvVars": ["AGENT_TOOLS_TOKEN"],
+                            "timeout": 3,
+                        }
+                    ]
+                }
+            ]
+            for event in ("PostToolUse", "PostToolUseFailure")
+        }
+    }
     assert first.stdin == "```sh\nmake\n```"
     assert first.files == {}
     assert first.env == {
@@ -51,7 +70,7 @@ def test_claude() -> None:
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_MAX_RETRIES": "5",
     }
-    assert command("claude", resume=True, model=None).argv[-6:-3] == [
+    assert command("claude", resume=True, model=None).argv[-9:-6] == [
         "--dangerously-skip-permissions",
         "--resume",
         SESSION,
