@@ -86,8 +86,8 @@ class CheckReader:
             failed = await self._detailed(client, repo, bad, failed)
         bad_statuses = [one for one in statuses if one.get("state") in FAILED]
         failed += [self._status(one) for one in bad_statuses]
-        pending = [str(run["name"]) for run in runs if run.get("status") != "completed"]
-        pending += [str(one["context"]) for one in statuses if one.get("state") == "pending"]
+        pending = [self._clean(run["name"]) for run in runs if run.get("status") != "completed"]
+        pending += [self._clean(one["context"]) for one in statuses if one.get("state") == "pending"]
         return Checks(
             sha=sha,
             failed=failed,
@@ -100,18 +100,18 @@ class CheckReader:
     def _check(self, run: Mapping[str, Any]) -> FailedCheck:
         output = run.get("output") or {}
         return FailedCheck(
-            name=str(run["name"]),
+            name=self._clean(run["name"]),
             conclusion=str(run["conclusion"]),
-            by=str((run.get("app") or {}).get("name") or ""),
+            by=self._clean((run.get("app") or {}).get("name")),
             title=self._clean(output.get("title")),
             summary=self._clean(output.get("summary")),
             text=self._clean(output.get("text")),
         )
 
     def _status(self, status: Mapping[str, Any]) -> FailedCheck:
-        target = oneline(visible(str(status.get("target_url") or "")), 300)
+        target = oneline(visible(self._clean(status.get("target_url"))), 300)
         return FailedCheck(
-            name=str(status["context"]),
+            name=self._clean(status["context"]),
             conclusion=str(status["state"]),
             title=self._clean(status.get("description")),
             unread=f"A commit status has no log here; its own page is {code(target)}." if target else "",
@@ -181,7 +181,7 @@ class CheckReader:
         found.sort(key=lambda one: rank.get(str(one.get("annotation_level")), 2))
         return [
             CheckAnnotation(
-                path=str(one.get("path") or ""),
+                path=self._clean(one.get("path")),
                 start_line=int(one.get("start_line") or 1),
                 end_line=int(one.get("end_line") or 1),
                 level=str(one.get("annotation_level") or "notice"),

@@ -23,6 +23,7 @@ from bot.claims import queue_name
 from bot.config import Settings
 from bot.errors import ConductorError, ConfigurationError
 from bot.facts import FactFinder
+from bot.feedback import with_words
 from bot.ledger import Ledger, today
 from bot.model import (
     Actor,
@@ -311,7 +312,7 @@ class Conductor:
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
         kind, approval_id, why = last.kind, last.approval_id, ""
-        instructions = f"{last.instructions}\n\n{words}".strip() if words else last.instructions
+        instructions = with_words(last.instructions, words) if words else last.instructions
         if last.kind is JobKind.fix and words:
             kind = JobKind.task  # as with `/agent fix` and words
         if last.kind is JobKind.task and last.approval_id is not None:
@@ -520,7 +521,7 @@ class Conductor:
         """The instructions for a new plan in place of ``plan``, which ``last`` carried out."""
         asked = await self.store.job(plan.job_id) if plan is not None else None
         if plan is None or asked is None:
-            return f"{last.instructions}\n\n{words}".strip()
+            return with_words(last.instructions, words)
         before = f"This was planned before:\n\n{plan.subject}" if words else ""
         return "\n\n".join(part for part in (asked.instructions, before, words) if part)
 

@@ -18,7 +18,7 @@ from bot.errors import ConductorError
 from bot.events import Comment, Event, SubmittedReview
 from bot.facts import FactFinder
 from bot.failed_checks import instructions as about_checks
-from bot.feedback import Asked, Feedback, instructions, merge
+from bot.feedback import Asked, Feedback, instructions, merge, own_words
 from bot.fixer import as_before, worker_of
 from bot.model import (
     DECIDED,
@@ -253,7 +253,7 @@ class Dialogue:
                 pull = await self._facts.pull(repo, number)
                 found = await self._checks.read(repo, pull.head_sha)
             if found is not None and found.failed:
-                words = [request.instructions, about_checks(found)]
+                words = [own_words(request.instructions), about_checks(found)]
                 # with words of one's own it may be about anything: work like any other, that may need a plan
                 kind = JobKind.task if request.instructions else request.kind
                 text = "\n\n".join(part for part in words if part)

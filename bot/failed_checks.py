@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from bot.feedback import code_lines, quoted, visible_words
+from bot.feedback import code_lines, own_words, quoted, visible_words
 from bot.reasons import Reason, all_of
 from bot.render import clip, duration, oneline, render
 
@@ -128,8 +128,11 @@ def instructions(checks: Checks, words: str = "") -> str:
     limit = MAX_LOG
     while len(text := _rendered(checks, shown, words)) > MAX_INSTRUCTIONS and limit > 500:
         limit //= 2
-        shown = [_shown(one, limit) for one in checks.failed[:MAX_CHECKS]]
-    return clip(text, MAX_INSTRUCTIONS)
+        shown = [_shown(one, limit) for one in shown]
+    while len(text) > MAX_INSTRUCTIONS and shown:
+        shown.pop()  # a cut would take the line away that ends its words
+        text = _rendered(checks, shown, words)
+    return text
 
 
 def _rendered(checks: Checks, shown: Sequence[FailedCheck], words: str) -> str:
@@ -138,10 +141,10 @@ def _rendered(checks: Checks, shown: Sequence[FailedCheck], words: str) -> str:
         limit=10 * MAX_INSTRUCTIONS,
         sha=checks.sha,
         failed=shown,
-        more=[oneline(visible_words(one.name), 100) for one in checks.failed[MAX_CHECKS:][:MAX_NAMED]],
+        more=[oneline(visible_words(one.name), 100) for one in checks.failed[len(shown) :][:MAX_NAMED]],
         pending=[oneline(visible_words(name), 100) for name in checks.pending[:MAX_NAMED]],
         unread=checks.unread,
-        words=visible_words(words, 10_000),
+        words=own_words(words, 10_000),
         quoted=quoted,
     ).strip()
 
@@ -161,7 +164,7 @@ def _shown(check: FailedCheck, limit: int) -> FailedCheck:
                 item,
                 path=_unfenced(oneline(visible_words(item.path), 300)),
                 title=_unfenced(oneline(visible_words(item.title), 200)),
-                message=_unfenced(clip(code_lines(item.message), min(text, 1000))),
+                message=_unfenced(clip(code_lines(item.message[:2000]), min(text, 1000))),
             )
             for item in check.annotations[: MAX_ANNOTATIONS if limit == MAX_LOG else 10]
         ],

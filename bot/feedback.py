@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from bot.prompts import visible
-from bot.render import clip, oneline, render
+from bot.render import clip, closed, oneline, render, seen
 from bot.slash import parse_commands
 
 #: Characters of a turn's instructions that reviews may make up in all, and of one text of theirs.
@@ -253,11 +253,11 @@ def in_place(words: str, thread: ReviewThread, *, left_out: Sequence[str] = (), 
     text = render(
         "prompts/inline.md.j2",
         limit=sys.maxsize,
-        words=words,
+        words=own_words(words),
         thread=thread,
         left_out=left_out,
         replies=replies,
-        quoted=quoted,
+        aside=aside,
     ).strip()
     return Asked(text=text, left_out=tuple(left_out))
 
@@ -285,6 +285,8 @@ def _rendered(feedbacks: Sequence[Feedback], dropped: int) -> str:
         reviews=feedbacks,
         says=_SAYS,
         quoted=quoted,
+        aside=aside,
+        closed=closed,
         dropped=_too_long(dropped) if dropped else "",
         any_threads=any(one.threads for one in feedbacks),
     ).strip()
@@ -303,7 +305,7 @@ def merge(before: str, more: str) -> str:
     room = MAX_MERGED - len(before)
     if room < min(len(more), MIN_ROOM):
         raise ValueError("the instructions are too long for one more review")
-    return f"{before.rstrip()}\n\n{clip(more.strip(), room)}"
+    return f"{closed(before.rstrip())}\n\n{clip(more.strip(), room)}"
 
 
 def thread_ids(text: str) -> frozenset[int]:
@@ -349,6 +351,21 @@ def quoted(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
+def aside(text: str) -> str:
+    """The same for what others wrote than who is followed: a code block in a quotation is no step (bot.steps)."""
+    return quoted("\n".join(f"> {line}" for line in text.split("\n")))
+
+
+def with_words(before: str, words: str) -> str:
+    """Instructions, and the words that came later: those may have the place of an inline comment beside them."""
+    return f"{closed(before)}\n\n{words}".strip()
+
+
+def own_words(text: str, limit: int = MAX_INSTRUCTIONS) -> str:
+    """What a person says, for what stands before the words of others: no code block of theirs goes on into those."""
+    return closed(visible_words(text, limit))
+
+
 def _root(comment: Mapping[str, Any], by_id: Mapping[int, Mapping[str, Any]]) -> int:
     """The first comment of the thread that a comment stands in; also when that was deleted."""
     number = int(comment["id"])
@@ -384,12 +401,14 @@ def _hunk(text: str) -> str:
 
 def code_lines(text: str) -> str:
     """Code, or what a program printed: nothing is hidden in it by HTML, and it cannot hide what comes after it."""
-    return "\n".join(_code_line(line) for line in text.split("\n")).replace("<!--", "<! --")
+    return "\n".join(_code_line(line) for line in seen(text).split("\n")).replace("<!--", "<! --")
 
 
 def _code_line(line: str) -> str:
     """A line of code with its indentation, without what nobody sees, and not too long."""
-    shown = "".join(sign for sign in line if sign == "\t" or sign.isprintable())
+    shown = line
+    if not line.isprintable():
+        shown = "".join(sign for sign in line if sign == "\t" or sign.isprintable())
     return shown if len(shown) <= 500 else shown[:499] + "…"
 
 

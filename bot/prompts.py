@@ -12,13 +12,9 @@ from markdown_it.common.utils import normalizeReference
 
 from bot.model import Approval, Job, JobKind, TargetKind
 from bot.profiles import Profile, kept
-from bot.render import MAX_ASKED, clip, quiet, render
+from bot.render import MAX_ASKED, clip, quiet, render, seen
 
 MAX_TEXT = 100_000
-# characters that people do not see, and that hide instructions: zero-width, bidirectional, tags, variation
-_INVISIBLE = re.compile(
-    "[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\u00ad\U000e0000-\U000e007f]"
-)
 _HTML_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)", re.S)
 
 
@@ -28,8 +24,9 @@ def visible(text: str) -> str:
     Of a definition that a link uses, the address stays. (`[//]: # (…)` is a well-known way to hide a remark.)
     """
     text = _HTML_COMMENT.sub("", text.replace("\r\n", "\n"))
-    text = _INVISIBLE.sub("", text)
-    text = "".join(character for character in text if character in "\n\t" or character.isprintable())
+    text = seen(text)
+    if not text.replace("\n", "").replace("\t", "").isprintable():
+        text = "".join(character for character in text if character in "\n\t" or character.isprintable())
     return _without_definitions(text[:MAX_TEXT]).strip()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markdown_it import MarkdownIt
 
 from bot.agent_requests import ToDo
 from bot.held_back import HeldBack
@@ -66,13 +67,18 @@ def quiet(text: str) -> str:
     return _parted(_parted(_quiet(text), _MARKUP), _SKIPPING)
 
 
+def seen(text: str) -> str:
+    """``text`` without the characters that nobody sees, or that reorder what is seen."""
+    return _UNSEEN.sub("", text)
+
+
 def quiet_line(text: str) -> str:
     """The same for one line that is no Markdown: a title, the first line of a commit's message."""
     return _parted(_quiet(" ".join(text.split())), _SKIPPING)
 
 
 def _quiet(text: str) -> str:
-    text = _UNSEEN.sub("", text.replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
+    text = seen(text.replace("\r\n", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
     return _parted(_parted(text, _CLOSING), _ACTIVE)
 
 
@@ -182,10 +188,12 @@ def how_far(todo: Sequence[ToDo]) -> str:
 
 def closed(text: str) -> str:
     """Markdown whose last code fence does not go on into what follows it."""
-    fence = ""
-    for line in text.split("\n"):
-        fence = _fence_after(line, fence)
-    return f"{text}\n{fence}" if fence else text
+    parsed = MarkdownIt("commonmark").parse(text)
+    if not parsed or parsed[-1].type != "fence":  # one inside a list or a quotation ends with that
+        return text
+    ended = f"{text}\n{parsed[-1].markup}"
+    # a fence that was closed before is not closed by that: another one begins
+    return ended if len(MarkdownIt("commonmark").parse(ended)) == len(parsed) else text
 
 
 def split(text: str, limit: int) -> tuple[str, str]:
