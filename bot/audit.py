@@ -38,7 +38,7 @@ from bot.config import Settings
 from bot.database import redacted_url
 from bot.errors import InfrastructureError
 from bot.github_auth import InstallationToken, Scope
-from bot.model import KEPT_JOB, KEPT_PROFILE, Actor, Job, Repo
+from bot.model import KEPT, Actor, Job, Repo
 from bot.policy import Decision
 from bot.profiles import kept
 from bot.reasons import Reason, as_data
@@ -199,9 +199,8 @@ class Audit:
                 "left_out": list(job.left_out),
                 "profile": _profile(job),
                 "named": job.named.name if job.named else None,
-                "config": {
-                    key: value for key, value in job.config.items() if key not in (KEPT_PROFILE, KEPT_JOB)
-                },
+                **({"asked_in": job.asked_in} if job.asked_in != job.number else {}),
+                "config": {key: value for key, value in job.config.items() if key not in KEPT},
             },
             connection=connection,
         )

@@ -21,11 +21,13 @@ from bot.budget import limits_before, next_step, scopes, sentence, used_up
 from bot.capabilities import check_capabilities
 from bot.claims import queue_name
 from bot.config import Settings
+from bot.continuation import Continuation, asked_on
 from bot.errors import ConductorError, ConfigurationError
 from bot.facts import FactFinder
 from bot.feedback import with_words
 from bot.ledger import Ledger, today
 from bot.model import (
+    KEPT_ASKED_IN,
     Actor,
     Approval,
     ApprovalKind,
@@ -99,6 +101,7 @@ class Conductor:
         self.scheduler = scheduler
         self._facts = facts
         self._ledger = ledger
+        self._continuation = Continuation(store=store, facts=facts, approvals=approvals)
         self._limits = Limits.of(settings)
         self.rules = Rules(
             agents=settings.agents,
@@ -111,42 +114,38 @@ class Conductor:
     async def submit(self, request: Request, *, ordinal: int = 0, is_open: bool = True) -> Job | None:
         """Decide about ``request``; when it may be, save the job, answer, and queue it.
 
-        Returns the job, or None when it was refused (the asker was told).
+        What is asked for in an issue goes on in the open pull request that came of it (see bot.continuation), when it
+        may be done in both. Returns the job, or None when it was refused (the asker was told, where they asked).
         """
         job_id = job_id_for(request.trigger.delivery_id, ordinal)
         job = await self.store.job(job_id)  # a repeated trigger: go on where the first time ended
         fresh = False
         if job is None:
-            facts = await self._facts.about(request, is_open=is_open)
-            facts = _of_named_job(facts, request)
-            facts = dataclasses.replace(
-                facts,
-                unserved=await self.store.unserved(facts.config.needs),
-                config_problem=facts.config_problem or self._not_offered(facts.config),
-                planned=await self._planned(request.repo, request.number),
-                labels=await self._labels(request, facts),
-            )
-            facts = await self._facts.with_profile(request, facts)
-            choice = choose(self.rules, facts.config, request, facts.profile)
-            decision = decide(
-                self.rules, facts, agent=choice.agent, timeout=request.timeout, base=request.base
-            )
+            repo, asked_in, trigger = request.repo, request.number, request.trigger
+            facts, choice, decision = await self._judge(request, is_open=is_open)
+            reasons = [decision.root]
+            if decision.allowed:
+                if not request.judged:
+                    text = task_text(request, facts)
+                    left_out = (*request.left_out, *text.left_out)
+                    request = request.evolve(title=text.title, body=text.body, left_out=left_out, judged=True)
+                there = await self._continuation.of(request)
+                if there is not None:
+                    judged = await self._judge(there, is_open=True)
+                    if judged[0].open:  # else it was closed at this very moment: then it is new work
+                        request, (facts, choice, decision) = there, judged
+                        reasons.append(decision.root)
             if not decision.allowed:
-                await self._refuse(request.repo, request.number, request.trigger, decision)
+                await self._refuse(repo, asked_in, trigger, decision)
                 return None
-            if not request.judged:
-                text = task_text(request, facts)
-                left_out = (*request.left_out, *text.left_out)
-                request = dataclasses.replace(request, title=text.title, body=text.body, left_out=left_out)
             kind = kind_for(facts, request)
             # a plan starts from what is there, and not from work that nobody has approved
             request = dataclasses.replace(request, kind=kind, go_on=request.go_on and kind is request.kind)
             job = _new_job(job_id, request, choice, facts)
             job = job.evolve(thread_id=await self.store.thread_of(job))
-            reasons = [decision.root]
             decision = afford(await self._used_up(job, facts))
             if not decision.allowed:
-                await self._refuse(request.repo, request.number, request.trigger, decision)
+                await self._refuse(repo, asked_in, trigger, decision)
                 return None
             reasons.append(decision.root)
             # so that many at once, on this server or another, do not all find the last place free
@@ -157,20 +156,43 @@ class Conductor:
                 because = all_of("may be done", [*reasons, decision.root])
                 fresh = decision.allowed and await self.store.add_job(job, because=because)
             if not decision.allowed:
-                await self._refuse(request.repo, request.number, request.trigger, decision)
+                await self._refuse(repo, asked_in, trigger, decision)
                 return None
             if not fresh:
                 job = await self.store.job(job_id) or job
             else:
                 log.info("job accepted", agent=job.agent, by=request.trigger.actor.login, **job.log_context())
         if job.state is JobState.queued:
+            await self._continuation.replaced(job)
             # before it is offered to the workers, so that two processes never write the first comment or check run
             await self._best_effort(self.reporter.sticky(job, fresh=fresh), job)
             await self._best_effort(self.reporter.checks_of(await self.store.job(job_id) or job), job)
             await self.scheduler.offer(job)
         # also when it runs already: the process before us may have died in between
         await self._best_effort(self.reporter.acknowledge(job), job)
+        if job.asked_in != job.number and job.retry_of is None:
+            words = f"This goes on in #{job.number}, on its branch."
+            if job.kind is JobKind.plan:
+                words = f"This goes on in #{job.number}: it is planned there, and begins when somebody approves that."
+            answer = self.reporter.reply(job.repo, job.asked_in, job.trigger, words, ordinal=ordinal)
+            await self._best_effort(answer, job)
         return job
+
+    async def _judge(self, request: Request, *, is_open: bool) -> tuple[Facts, Choice, Decision]:
+        """Whether ``request`` may be done, by what, and by which facts that was decided."""
+        facts = await self._facts.about(request, is_open=is_open)
+        facts = _of_named_job(facts, request)
+        facts = dataclasses.replace(
+            facts,
+            unserved=await self.store.unserved(facts.config.needs),
+            config_problem=facts.config_problem or self._not_offered(facts.config),
+            planned=await self._planned(request.repo, request.number),
+            labels=await self._labels(request, facts),
+        )
+        facts = await self._facts.with_profile(request, facts)
+        choice = choose(self.rules, facts.config, request, facts.profile)
+        decision = decide(self.rules, facts, agent=choice.agent, timeout=request.timeout, base=request.base)
+        return facts, choice, decision
 
     async def named_job(self, request: Request, name: str, words: str, *, ordinal: int = 0) -> Request | None:
         """What is asked for by `/agent job NAME` and ``words``: ``request`` as that job; "": the jobs are listed.
@@ -200,7 +222,7 @@ class Conductor:
 
         ``silent``: it need not be meant for us (a label, a closed issue), so say nothing when nothing is there.
         """
-        here = await self.store.jobs_on(repo.id, number)
+        here = await asked_on(self.store, repo.id, number)
         jobs = [job for job in here if not job.state.final]
         asked = [one for job in here if (one := await self._approvals.pending_of(job.id)) is not None]
         if (silent and not jobs and not asked) or not await self.allowed(repo, number, trigger):
@@ -267,7 +289,7 @@ class Conductor:
         if not await self.allowed(repo, number, trigger):
             return None
         new_id = job_id_for(trigger.delivery_id, ordinal)
-        jobs = [job for job in await self.store.jobs_on(repo.id, number) if job.id != new_id]
+        jobs = [job for job in await asked_on(self.store, repo.id, number) if job.id != new_id]
         if not jobs:
             text = "There is no job here that could be done again. Write `/agent` and what you want done."
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
@@ -345,6 +367,7 @@ class Conductor:
                 judged=True,
                 profile=asked_for(last),
                 named=last.named,
+                asked_in=last.asked_in if last.asked_in != last.number else None,
             ),
             ordinal=ordinal,
         )
@@ -370,7 +393,7 @@ class Conductor:
         if await self.store.answered(f"{trigger.delivery_id}/{ordinal}"):
             return None  # the same event again; meanwhile the job may ask something else, or have ended
         new_id = job_id_for(trigger.delivery_id, ordinal)
-        jobs = [job for job in await self.store.jobs_on(repo.id, number) if job.id != new_id]
+        jobs = [job for job in await asked_on(self.store, repo.id, number) if job.id != new_id]
         last = await self._work_of(jobs[0], but=new_id) if jobs else None
         if await self.store.job(new_id) is None:
             if paused := next((job for job in jobs if job.state is JobState.paused), None):
@@ -431,7 +454,7 @@ class Conductor:
         """Show the jobs of this issue or pull request."""
         if not await self.allowed(repo, number, trigger):
             return
-        jobs = (await self.store.jobs_on(repo.id, number))[:10]
+        jobs = (await asked_on(self.store, repo.id, number))[:10]
         waits = {
             job.id: waiting_words(job, await self.store.waiting(job))
             for job in jobs
@@ -529,7 +552,7 @@ class Conductor:
         """A job that has not ended and does the very same: two people set the label, or one did twice."""
         if job.instructions or job.retry_of:
             return None  # words of one's own are never quite the same; they wait for their turn
-        same = ("number", "kind", "agent", "model", "instructions", "profile", "named")
+        same = ("asked_in", "kind", "agent", "model", "instructions", "profile", "named")
         for other in await self.store.jobs_on(job.repo.id, job.number):
             alike = all(getattr(other, name) == getattr(job, name) for name in same)
             if alike and not other.state.final and not other.cancel_requested_by and other.id != job.id:
@@ -648,6 +671,7 @@ def _new_job(job_id: str, request: Request, choice: Choice, facts: Facts) -> Job
             **dump(facts.config),
             **(keep(facts.profile) if facts.profile is not None else {}),
             **(keep_named(request.named) if request.named is not None else {}),
+            **({KEPT_ASKED_IN: request.asked_in} if request.asked_in is not None else {}),
         },
         queue=queue_name(facts.config.needs),
         priority=PERSON,

@@ -13,6 +13,7 @@ from bot.approval_store import ApprovalStore
 from bot.audit_chain import AuditKind
 from bot.check_reader import CheckReader
 from bot.conductor import Conductor
+from bot.continuation import asked_on
 from bot.conversation import Conversation
 from bot.errors import ConductorError
 from bot.events import Comment, Event, SubmittedReview
@@ -188,7 +189,7 @@ class Dialogue:
         if not await self._conductor.allowed(repo, number, trigger, more=True):
             return
         event = f"{trigger.delivery_id}/{ordinal}"
-        jobs = await self._store.jobs_on(repo.id, number)
+        jobs = await asked_on(self._store, repo.id, number)
         working = next((job for job in jobs if job.state is JobState.running), None)
         if working is not None and working.approval_id is not None:
             text = (
@@ -226,7 +227,7 @@ class Dialogue:
         """Show the last lines of the newest job's log."""
         if not await self._conductor.allowed(repo, number, trigger):
             return
-        jobs = await self._store.jobs_on(repo.id, number)
+        jobs = await asked_on(self._store, repo.id, number)
         text = render("comments/logs.md.j2", job=jobs[0] if jobs else None)
         await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 

@@ -47,6 +47,7 @@ class Pull:
     base_sha: str
     from_fork: bool
     open: bool
+    merged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,6 +342,7 @@ class FactFinder:
             # a deleted fork leaves no repository behind
             from_fork=head_repo is None or int(head_repo["id"]) != repo.id,
             open=found.get("state") == "open",
+            merged=bool(found.get("merged")),
         )
 
     async def branch_sha(self, repo: Repo, branch: str) -> str | None:

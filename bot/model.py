@@ -158,6 +158,8 @@ class Trigger:
 #: Keys of a job's ``config`` for what was chosen when it was accepted: no configuration file can hold them.
 KEPT_PROFILE = "$profile"
 KEPT_JOB = "$job"
+KEPT_ASKED_IN = "$asked_in"
+KEPT = (KEPT_PROFILE, KEPT_JOB, KEPT_ASKED_IN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +200,7 @@ class Request:
     judged: bool = False  # title and body are another job's: whose words may be read was decided then
     profile: str | None = None  # None: the repository's usual one; "none": without
     named: NamedJob | None = None
+    asked_in: int | None = None  # the issue, when its work goes on in the pull request ``number``
 
     def evolve(self, **changes: Any) -> Request:
         """A copy with ``changes``."""
@@ -296,6 +299,11 @@ class Job:
     def without_effect(self) -> tuple[str, ...]:
         """The keys of its profile's front matter that do nothing here: whoever wrote them may count on them."""
         return tuple(self.config.get(KEPT_PROFILE, {}).get("unused", ()))
+
+    @property
+    def asked_in(self) -> int:
+        """The issue or pull request where it was asked for: of work that goes on in a pull request, maybe its issue."""
+        return int(self.config.get(KEPT_ASKED_IN, self.number))
 
     @property
     def named(self) -> NamedJob | None:

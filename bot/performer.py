@@ -30,7 +30,7 @@ from bot.branches import branch_for
 from bot.config import Settings
 from bot.conversation import Conversation
 from bot.errors import ConductorError, InfrastructureError, JobFailed, StaleAttempt
-from bot.facts import FactFinder
+from bot.facts import FactFinder, Pull
 from bot.forks import check_fork
 from bot.github import GitHub
 from bot.held_back import HeldBack
@@ -325,6 +325,8 @@ class _Attempt:
         host, result = self.host, verdict.result
         reads_only = self.job.kind.reads_only
         changed = not reads_only and await host.publisher.check(self.job, desk.quarantine, outcome)
+        if (changed or self.job.kind is JobKind.plan) and not self.job.head_sha and not self.job.own_branch:
+            self._check_unmerged(await host.facts.pull(self.job.repo, self.job.number), Phase.publish)
         summary = result.summary or result.title
         missing = note_for_people(desk.terms.missing)
         self.job = self.job.evolve(summary=f"{summary}\n\n{missing}".strip() if missing else summary)
@@ -564,6 +566,7 @@ class _Attempt:
                     "Where the pull request's branch is has changed since this was asked for.",
                     "Ask again.",
                 )
+            self._check_unmerged(pull, Phase.workspace)
         else:
             base = self.job.base or await host.facts.default_branch(repo)
         if self.job.own_branch:
@@ -594,6 +597,17 @@ class _Attempt:
             await host.reporter.left(self.job, self.job.base_sha, now=base_sha)
         await self._note(branch=branch, base=base, base_sha=base_sha)
         return mirror
+
+    def _check_unmerged(self, pull: Pull, phase: Phase) -> None:
+        """What is pushed to the branch of a pull request after its merge is lost. Raises JobFailed."""
+        job = self.job
+        if pull.merged and not job.own_branch and job.kind not in (JobKind.ask, JobKind.review):
+            raise JobFailed(
+                phase,
+                FailureKind.conflict,
+                f"Pull request #{pull.number} was merged before this was done, so nothing was pushed to its branch.",
+                "Write `/agent` and what is still missing in its issue, or in a new one.",
+            )
 
     async def _take_up_work(self, desk: Desk, mirror: Path) -> None:
         """Lay what an earlier try left on the desk. An agent without a model starts its steps afresh."""

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from bot.errors import ConductorError
-from bot.model import KEPT_JOB, KEPT_PROFILE, Job
+from bot.model import KEPT, Job
 from bot.network import parse_rule
 from bot.repo_rules import (
     ApprovalsConfig,
@@ -251,7 +251,7 @@ def read(text: str) -> tuple[RepoConfig, Document]:
 
 def of(job: Job) -> RepoConfig:
     """The configuration as it stood when ``job`` was accepted."""
-    kept = {key: value for key, value in job.config.items() if key not in (KEPT_PROFILE, KEPT_JOB)}
+    kept = {key: value for key, value in job.config.items() if key not in KEPT}
     return RepoConfig.model_validate(kept)
 
 

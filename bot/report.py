@@ -87,7 +87,7 @@ class Reporter:
 
     async def acknowledge(self, job: Job) -> None:
         """👀 on the command or the issue: seen."""
-        await self.react(job.repo, job.number, job.trigger, "eyes")
+        await self.react(job.repo, job.asked_in, job.trigger, "eyes")
 
     async def sticky(
         self, job: Job, *, progress: Sequence[str] = (), todo: Sequence[ToDo] = (), fresh: bool = False
@@ -159,7 +159,7 @@ class Reporter:
 
     async def started(self, job: Job) -> None:
         """🚀 on the command or the issue: an agent works on it."""
-        await self.react(job.repo, job.number, job.trigger, "rocket")
+        await self.react(job.repo, job.asked_in, job.trigger, "rocket")
 
     async def ask(self, job: Job) -> None:
         """Tell whoever asked for the job that its agent has a question, in a comment of its own: those are noticed.
@@ -507,9 +507,14 @@ class Reporter:
                 return
         await self._upsert_comment(repo, number, mark, body, known=None)
 
-    async def comment(self, repo: Repo, number: int, mark: str, body: str) -> int:
-        """Write the one comment of ours that has the hidden line ``mark``, or edit it; returns its id."""
-        return await self._upsert_comment(repo, number, mark, self._clean(body), known=None)
+    async def comment(
+        self, repo: Repo, number: int, mark: str, body: str, *, known: int | None = None
+    ) -> int:
+        """Write the one comment of ours that has the hidden line ``mark``, or edit it; returns its id.
+
+        ``known``: its id, for when somebody may have taken that line out.
+        """
+        return await self._upsert_comment(repo, number, mark, self._clean(body), known=known)
 
     async def react(self, repo: Repo, number: int, trigger: Trigger, content: str) -> None:
         """Put a reaction (👀 ``eyes``, 🚀 ``rocket`` …) on what triggered us.

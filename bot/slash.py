@@ -58,7 +58,7 @@ COMMANDS: Mapping[str, CommandHelp] = {
         CommandHelp(
             name="run",
             usage="/agent [run] [options] TEXT",
-            description="do what TEXT says: on an issue in a new branch and pull request, on a pull request in its "
+            description="do what TEXT says: on an issue in a branch and pull request for it, on a pull request in its "
             "branch",
         ),
         CommandHelp(

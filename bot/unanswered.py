@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from bot.continuation import asked_on
 from bot.facts import FactFinder
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import Forbidden, GitHubError, NotFound
@@ -376,7 +377,7 @@ class _Look:
         return self._writers[login]
 
     async def _served(self, found: Found) -> bool:
-        for job in await self._search.store.jobs_on(self._repo.id, found.number):
+        for job in await asked_on(self._search.store, self._repo.id, found.number):
             if job.trigger.delivery_id == found.id or _is_its_job(job, found):
                 return True
         subject = f"{self._repo.id}-{found.number}"

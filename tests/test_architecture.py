@@ -117,6 +117,7 @@ LAYERS: dict[str, int] = {
     "bot.check_reader": 3,
     "bot.conductor": 3,
     "bot.config_check": 3,
+    "bot.continuation": 3,
     "bot.conversation": 3,
     "bot.delivery_log": 3,
     "bot.dialogue": 3,

@@ -116,6 +116,8 @@ class Teller:
             await person.comment(REPO, self.number, what)
         elif verb == "closes":
             await person.close(REPO, self.number)
+        elif verb == "merges":  # the first pull request
+            await person.merge(REPO, github.pulls(REPO)[0]["number"])
         elif verb == "presses":  # a button of the newest check run
             self.jobs += what == "retry"
             await person.click_check_button(REPO, await self._check_with(what), what)
