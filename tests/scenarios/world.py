@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from redis.asyncio import Redis
 from sqlalchemy import func, select
 
 from bot.audit import Audit
@@ -25,6 +26,7 @@ from bot.server import server
 from bot.store import Store
 from bot.worker import worker
 from tests.llm import Script, ScriptedLlm
+from tests.made_once import app_key, migrated
 
 REPO = "acme/hello"
 LOOK_INTERVAL = 0.05  # seconds
@@ -51,7 +53,8 @@ class World:
 
     async def stop_worker(self) -> None:
         """End the worker as SIGTERM does: what runs goes on without it."""
-        await self.workers.aclose()
+        async with nobody_waits(self.settings.redis_url):
+            await self.workers.aclose()
 
     async def start_worker(self, **changes: Any) -> None:
         """Start a worker, with some settings ``changes``: another ``host_name`` and ``data_dir`` is another host."""
@@ -114,6 +117,29 @@ class World:
         return [name for name in await self.github.branches(REPO) if name.startswith("agent/")]
 
 
+@contextlib.asynccontextmanager
+async def nobody_waits(redis_url: str) -> AsyncIterator[None]:
+    """Nobody waits for work in Redis while the block runs.
+
+    A worker that is to stop looks for that every two seconds only, when it asks Redis anew. Here Redis ends its
+    question with an error, and the worker begins another one only when it is not to stop.
+    """
+
+    async def wake() -> None:
+        async with Redis.from_url(redis_url) as client:
+            while True:
+                for waiting in [one["id"] for one in await client.client_list() if "b" in one["flags"]]:
+                    await client.client_unblock(waiting, error=True)
+                await asyncio.sleep(LOOK_INTERVAL)
+
+    waking = asyncio.create_task(wake())
+    try:
+        yield
+    finally:
+        waking.cancel()
+        await asyncio.gather(waking, return_exceptions=True)
+
+
 def settings_for(
     github: Sandbox, folder: Path, redis_url: str, llm: ScriptedLlm | None, **values: Any
 ) -> Settings:
@@ -165,19 +191,23 @@ async def world(folder: Path, *, script: Script | None = None, **values: Any) ->
     """Everything in this process. At the end the sandbox must have found nothing wrong with any request."""
     async with contextlib.AsyncExitStack() as stack:
         github = await stack.enter_async_context(
-            Sandbox.start(state_dir=folder / "github", webhook_secret=CANARIES["webhook"])
+            Sandbox.start(
+                state_dir=folder / "github", webhook_secret=CANARIES["webhook"], private_key=app_key()
+            )
         )
         redis = await stack.enter_async_context(EmbeddedRedis(folder / "redis"))
         llm = await stack.enter_async_context(ScriptedLlm(script)) if script else None
         settings = settings_for(github, folder, redis.url, llm, **values)
         redactor = Redactor(settings.secrets())
+        if not settings.database_url:
+            migrated(settings.data_dir / "conductor.db")
         address = await stack.enter_async_context(server(settings, redactor))
         workers = await stack.enter_async_context(contextlib.AsyncExitStack())
         await workers.enter_async_context(worker(settings, redactor))
         github.webhook_url = f"{address}/webhook"
         engine = create_engine(settings.sql_url)
         stack.push_async_callback(engine.dispose)
-        yield World(
+        box = World(
             github=github,
             settings=settings,
             store=Store(engine),
@@ -185,9 +215,11 @@ async def world(folder: Path, *, script: Script | None = None, **values: Any) ->
             workers=workers,
             redactor=redactor,
         )
+        yield box
         await github.deliveries_settled()
         found = [str(problem) for problem in github.problems]
         assert not found, found
         verifier = Verifier()
         await Audit(engine, redactor).verify(verifier)
         assert not verifier.findings, verifier.findings
+        await box.stop_worker()
