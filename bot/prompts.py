@@ -75,6 +75,7 @@ def task_prompt(job: Job, *, may_ask: bool = False, tools: bool = False) -> str:
         repo=job.repo.full_name,
         number=job.number,
         pull=job.target is TargetKind.pull_request,
+        issue=job.asked_in if job.asked_in != job.number else None,
         instructions=visible(job.instructions),
         title=title,
         body=body,

@@ -10,7 +10,7 @@ import pytest
 from bot.failed_checks import Checks, FailedCheck
 from bot.failed_checks import instructions as about_checks
 from bot.feedback import Feedback, ReviewThread, Words, instructions
-from bot.model import Actor, Job, JobKind, JobState, Repo, TargetKind, Trigger
+from bot.model import KEPT_ASKED_IN, Actor, Job, JobKind, JobState, Repo, TargetKind, Trigger
 from bot.prompts import task_prompt
 
 READ_ONLY = (JobKind.plan, JobKind.review, JobKind.ask)
@@ -77,6 +77,14 @@ def test_a_review_knows_what_to_compare_and_how_to_remark() -> None:
         assert word in text
     assert "You were asked to look at this above all" in text
     assert "above all" not in task_prompt(job(JobKind.review, instructions=""))
+
+
+@pytest.mark.parametrize("kind", [JobKind.task, JobKind.plan])
+@pytest.mark.parametrize("words", ["Look at the greeting.", ""])
+def test_what_an_issue_asks_for_in_its_pull_request_is_told_as_that(kind: JobKind, words: str) -> None:
+    text = task_prompt(job(kind, config={KEPT_ASKED_IN: 7}, instructions=words))
+    assert "at the head of pull request #12, whose work is for issue #7." in text
+    assert ("# Background: issue #7" if words else ": issue #7\n") in text
 
 
 def test_a_plan_has_its_parts() -> None:
