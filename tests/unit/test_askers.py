@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 
 from bot.askers import askers_of
 from bot.fixer import EVENT as FIX_EVENT
-from bot.model import DECIDED, FEEDBACK, Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import DECIDED, FEEDBACK, Actor, Job, JobState, TargetKind
 from handlers.commands import COMMAND_IN_REVIEW
+from tests.jobs import asked_job
 
 
 def job(event: str, who: int) -> Job:
-    return Job(
-        id=f"j{who}",
-        repo=Repo(owner="acme", name="hello", id=1, installation_id=2),
-        number=7,
-        target=TargetKind.pull_request,
-        trigger=Trigger(delivery_id="d", event=event, actor=Actor(login=f"u{who}", id=who, type="User")),
-        agent="shell",
-        model=None,
-        instructions="",
-        title="",
-        body="",
-        timeout=60,
-        state=JobState.succeeded,
-        created_at=datetime(2026, 1, 1, tzinfo=UTC),
-    )
+    by = Actor(login=f"u{who}", id=who, type="User")
+    return asked_job(f"j{who}", by=by, event=event, target=TargetKind.pull_request, state=JobState.succeeded)
 
 
 @pytest.mark.parametrize(

@@ -22,21 +22,19 @@ from bot.endings import next_step, said, why
 from bot.held_back import HeldBack
 from bot.model import (
     FINAL_STATES,
-    Actor,
     FailureKind,
     Job,
     JobKind,
     JobState,
     Phase,
-    Repo,
     TargetKind,
-    Trigger,
     Usage,
     Waiting,
 )
 from bot.network import explain
 from bot.render import marker, render, waiting_words
 from bot.results import HINTS
+from tests.jobs import asked_job
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -52,16 +50,9 @@ TODO = (
 
 def job(state: JobState, **changes: object) -> Job:
     values: dict[str, object] = {
-        "id": "j0123456789ab",
-        "repo": Repo(owner="acme", name="hello", id=1, installation_id=2),
         "number": 12,
-        "target": TargetKind.issue,
-        "trigger": Trigger(
-            delivery_id="d", event="issues.labeled", actor=Actor(login="maria", id=3, type="User")
-        ),
         "agent": "claude",
         "model": "claude-sonnet-4-5",
-        "instructions": "",
         "title": "Greet",
         "body": "Say hello.",
         "timeout": 3600,
@@ -74,7 +65,7 @@ def job(state: JobState, **changes: object) -> Job:
         if state is not JobState.queued
         else Usage(),
     }
-    return Job(**values | changes)  # type: ignore[arg-type]
+    return asked_job("j0123456789ab", **values | changes)
 
 
 def done(**changes: object) -> Job:

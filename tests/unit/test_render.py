@@ -9,33 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bot.endings import next_step, said, why
-from bot.model import Actor, FailureKind, Job, JobState, Phase, Repo, TargetKind, Trigger, Usage, Waiting
+from bot.model import FailureKind, Job, JobState, Phase, Usage, Waiting
 from bot.prompts import task_prompt, visible
 from bot.reasons import Reason, all_of, as_markdown
 from bot.render import duration, marker, money, ordinal, quiet, render, waiting_words
+from tests.jobs import asked_job
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def job(**changes: object) -> Job:
     values: dict[str, object] = {
-        "id": "j0123456789ab",
-        "repo": Repo(owner="acme", name="hello", id=1, installation_id=2),
         "number": 12,
-        "target": TargetKind.issue,
-        "trigger": Trigger(
-            delivery_id="d", event="issues.labeled", actor=Actor(login="maria", id=3, type="User")
-        ),
         "agent": "claude",
         "model": "claude-sonnet-4-5",
-        "instructions": "",
         "title": "Greet",
         "body": "Say hello.",
         "timeout": 3600,
-        "state": JobState.queued,
         "created_at": START,
     }
-    return Job(**values | changes)  # type: ignore[arg-type]
+    return asked_job("j0123456789ab", **values | changes)
 
 
 def about(shown: Job, values: dict[str, object]) -> dict[str, object]:

