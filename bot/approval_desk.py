@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from bot.approval_store import ApprovalStore
-from bot.approval_writer import ApprovalWriter
+from bot.approval_writer import ApprovalWriter, mark_of
 from bot.approvals import (
     ApprovalPolicy,
     Review,
@@ -31,7 +31,7 @@ from bot.approvals import (
 )
 from bot.askers import askers_of, reviewers_of, with_origins
 from bot.errors import ConductorError, GitHubUnavailable
-from bot.events import Event
+from bot.events import Edit, Event
 from bot.github import GitHub
 from bot.github_errors import GitHubError
 from bot.model import Actor, Approval, ApprovalKind, ApprovalState, Job, JobState, Repo
@@ -194,6 +194,42 @@ class ApprovalDesk:
                     await self._ask_anew(_now_called(approval, repo), head)
             elif _unused(approval):
                 await self._recheck(_now_called(approval, repo))
+
+    async def text_changed(self, event: Event) -> None:
+        """Somebody else changed a text of ours where something is asked: it is shown once more as it is.
+
+        Whoever read the other text has not seen what is asked. So reviews from before do not count, and what such a
+        review has approved is void, if that was not used yet. Each change brings about one edit of ours, at most.
+        """
+        edit, me = event.edit, (await self._github.identity()).user_id
+        if edit is None or edit.author_id != me or event.actor.id == me:
+            return
+        for approval in await self.approvals.on(event.repo.id, event.number):
+            now_called = _now_called(approval, event.repo)
+            if approval.state is ApprovalState.pending:
+                await self._show_again(now_called, event, edit)
+            elif _unused(approval) and edit.at and approval.decided_at and approval.decided_at >= edit.at:
+                why = f"{event.actor.login} changed the text of the question before it was decided."
+                await self._end(now_called, ApprovalState.stale, why=why)
+
+    async def _show_again(self, approval: Approval, event: Event, edit: Edit) -> None:
+        job = await self._store.job(approval.job_id)
+        if job is None:
+            return
+        log.warning("the text of a question was changed", approval=approval.id, by=event.actor.login)
+        mark, known = mark_of(approval), None
+        if event.comment is not None and mark in edit.before:
+            known = event.comment.id
+        why = f"{event.actor.login} changed a text of the bot's here. What is asked is what stands below."
+        policy = policy_for(config_of(job), approval.kind, approval.repo.owner)
+        try:
+            await self._writer.show(approval, job, policy, why=why, known=known)
+        except GitHubUnavailable:
+            raise
+        except GitHubError as error:  # gone, or locked: nobody can decide there either
+            log.warning("not shown again", approval=approval.id, error=str(error))
+        # until now people could read the other text
+        await self.approvals.shown_again(approval, datetime.now(UTC), by=event.actor)
 
     async def closed(self, repo: Repo, number: int) -> None:
         """A pull request was closed or merged: nothing is asked there any more."""
@@ -500,7 +536,7 @@ class ApprovalDesk:
             bot_id=(await self._github.identity()).user_id,
             state=approval.state,
             expires_at=approval.expires_at,
-            since=approval.asked_at,
+            since=await self.approvals.asked_since(approval),
         )
         votes = tally(reviews, reviewed.people, subject, reviewed.pull, policy)
         return _Count(approval=approval, reviewed=reviewed, subject=subject, policy=policy, votes=votes)

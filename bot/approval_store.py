@@ -6,7 +6,7 @@ Of two decisions at once exactly one is made.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Row, Table, and_, or_, select, true, update
@@ -185,7 +185,20 @@ class ApprovalStore:
 
     async def rebased(self, repo_id: int, number: int, at: datetime) -> None:
         """Remember when a pull request got another base branch, the last time."""
-        key = _rebased(repo_id, number)
+        await self._remember(_rebased(repo_id, number), at)
+
+    async def shown_again(self, approval: Approval, at: datetime, *, by: Actor) -> None:
+        """Remember when a question was shown as it is once more, because somebody had changed the text.
+
+        Raises AuditUnavailable, and changes nothing, when it cannot be written into the audit trail.
+        """
+        why = f"{by.login} changed the text, so it was shown again as it is"
+        await self._audit.record(AuditKind.approval_asked, actor=CONDUCTOR, **_about(approval, why=why))
+        # GitHub tells no fractions of a second: what was submitted within this one may be from before
+        await self._remember(_shown_again(approval), at.replace(microsecond=0) + timedelta(seconds=1))
+
+    async def _remember(self, key: str, at: datetime) -> None:
+        """The latest moment for a key."""
         insert = self._new(answers).values(key=key, said_at=at)
         later = {"said_at": at}
         async with self.engine.begin() as connection:
@@ -219,7 +232,15 @@ class ApprovalStore:
 
     async def rebased_at(self, repo_id: int, number: int) -> datetime | None:
         """When a pull request got another base branch, the last time that we know of."""
-        query = select(answers.c.said_at).where(answers.c.key == _rebased(repo_id, number))
+        return await self._moment(_rebased(repo_id, number))
+
+    async def asked_since(self, approval: Approval) -> datetime:
+        """Since when people can read what is asked: reviews from before are about something else."""
+        again = await self._moment(_shown_again(approval))
+        return max(approval.asked_at, again) if again else approval.asked_at
+
+    async def _moment(self, key: str) -> datetime | None:
+        query = select(answers.c.said_at).where(answers.c.key == key)
         async with self.engine.connect() as connection:
             return (await connection.execute(query)).scalar_one_or_none()
 
@@ -330,6 +351,10 @@ def _distrusted(review_id: int) -> str:
 
 def _rebased(repo_id: int, number: int) -> str:
     return f"rebased:{repo_id}-{number}"
+
+
+def _shown_again(approval: Approval) -> str:
+    return f"shown-again:{approval.id}"
 
 
 def _asks_too(job_id: str, actor_id: int, by_review: bool) -> str:

@@ -39,6 +39,11 @@ _QUEUED_BY = """query($pull: ID!) {
 _DEQUEUE = """mutation($pull: ID!) { dequeuePullRequest(input: {id: $pull}) { mergeQueueEntry { id } } }"""
 
 
+def mark_of(approval: Approval) -> str:
+    """The hidden line of the comment that asks."""
+    return marker("approval", f"{approval.id}/{approval.sha}")
+
+
 class ApprovalWriter:
     """Writes as the App's installation. It never submits a review, of any kind."""
 
@@ -50,9 +55,14 @@ class ApprovalWriter:
 
     # --- one question
 
-    async def show(self, approval: Approval, job: Job, policy: ApprovalPolicy, *, why: str = "") -> None:
-        """Write the comment that asks, or edit it to say what became of it (``why``: when it became void)."""
-        mark = marker("approval", f"{approval.id}/{approval.sha}")
+    async def show(
+        self, approval: Approval, job: Job, policy: ApprovalPolicy, *, why: str = "", known: int | None = None
+    ) -> None:
+        """Write the comment that asks, or edit it to say what became of it.
+
+        ``why``: when it became void, or is shown again; ``known``: the comment's id.
+        """
+        mark = mark_of(approval)
         body = render(
             "comments/approval.md.j2",
             marker=mark,
@@ -63,7 +73,7 @@ class ApprovalWriter:
             url=self._url(approval),
             why=why,
         )
-        await self._reporter.comment(approval.repo, approval.pull_number, mark, body)
+        await self._reporter.comment(approval.repo, approval.pull_number, mark, body, known=known)
 
     async def remind(self, approval: Approval, names: Sequence[str]) -> None:
         """Remind in a comment of its own, once: edits notify nobody."""

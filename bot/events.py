@@ -45,6 +45,15 @@ class SubmittedReview:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Edit:
+    """The text of a comment, or of a pull request, was changed; by whom the event's actor tells."""
+
+    author_id: int  # whose text it is; 0: the account is gone
+    before: str
+    at: datetime | None  # by GitHub's clock
+
+
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """A check run of ours in which somebody pressed something."""
 
@@ -101,6 +110,7 @@ class Event:
     rebased_at: datetime | None = None  # when it got another base branch, by GitHub's clock; None: it did not
     label: str | None = None
     comment: Comment | None = None
+    edit: Edit | None = None
     opened_by: Actor | None = None  # when it is new: its author, who sent it
     labels: tuple[str, ...] = ()  # that it has, when it is new
     check: Check | None = None
@@ -155,6 +165,7 @@ def parse_event(delivery_id: str, name: str, payload: Mapping[str, Any]) -> Even
             rebased_at=_rebased_at(payload),
             label=str(payload["label"]["name"]) if payload.get("label") else None,
             comment=_comment(name, comment) if comment else None,
+            edit=_edit(name, payload),
             opened_by=_opened_by(payload, subject),
             labels=tuple(str(one["name"]) for one in subject.get("labels") or ()),
             check=_check(check, payload) if check else None,
@@ -235,6 +246,21 @@ def _rebased_at(payload: Mapping[str, Any]) -> datetime | None:
     if payload.get("action") != "edited" or not (payload.get("changes") or {}).get("base"):
         return None
     return _moment((payload.get("pull_request") or {}).get("updated_at"))
+
+
+def _edit(name: str, payload: Mapping[str, Any]) -> Edit | None:
+    """See https://docs.github.com/en/webhooks/webhook-events-and-payloads?actionType=edited#issue_comment ."""
+    key = {"issue_comment": "comment", "pull_request": "pull_request"}.get(name)
+    body = (payload.get("changes") or {}).get("body")
+    if payload.get("action") != "edited" or key is None or body is None:
+        return None
+    text = payload[key]
+    author = text.get("user") or {}
+    return Edit(
+        author_id=int(author.get("id") or 0),
+        before=str(body.get("from") or ""),
+        at=_moment(text.get("updated_at")),
+    )
 
 
 def _moment(text: object) -> datetime | None:

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import orjson
 import structlog
@@ -175,6 +176,8 @@ class _Webhook:
         told = "" if action is None else action
         if actions is not None and not (isinstance(told, str) and told in actions):
             return _answer(202, ignored=f"{event}.{action}")
+        if actions is not None and told == "edited" and _by_its_author(payload):
+            return _answer(202, ignored=f"{event}.{action} by its author")
         delivery = Delivery.of(guid, event, payload, body)
         try:
             stored = await self._inbox.put(delivery)
@@ -185,6 +188,15 @@ class _Webhook:
             return _answer(202, delivery=guid, duplicate=True)
         self._take(guid, delivery.subject)
         return _answer(202, delivery=guid)
+
+
+def _by_its_author(payload: Mapping[str, Any]) -> bool:
+    """Whether somebody changed a comment of their own, which nobody asks about; we do so all the time."""
+    comment, sender = payload.get("comment"), payload.get("sender")
+    author = comment.get("user") if isinstance(comment, dict) else None
+    if not isinstance(author, dict) or not isinstance(sender, dict) or sender.get("id") is None:
+        return False
+    return bool(author.get("id") == sender["id"])
 
 
 class _Readiness:

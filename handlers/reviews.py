@@ -42,6 +42,13 @@ async def base_changed(event: Event, bot: Bot) -> None:
         await bot.final.rebased(event.repo, event.number, event.rebased_at)
 
 
+@router.on("issue_comment", "edited")
+@router.on("pull_request", "edited")
+async def text_changed(event: Event, bot: Bot) -> None:
+    """Somebody changed what reviewers read: if that was ours, and a question waits, it is shown again as it is."""
+    await bot.desk.text_changed(event)
+
+
 @router.on("pull_request", "closed")
 async def pull_closed(event: Event, bot: Bot) -> None:
     """Nobody need decide about it any more."""

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from bot.approval_desk import ApprovalVoid
+from bot.events import Event, parse_event
 from bot.model import FEEDBACK, ApprovalKind, ApprovalState, JobState, TargetKind
-from handlers.reviews import base_changed
+from handlers.reviews import base_changed, router
 from tests.integration.test_approval_desk import BRANCH, REPO, Place, empty_commit, world
 
 
@@ -279,3 +281,70 @@ async def test_a_co_author_of_what_people_pushed_does_not_approve_it(place: Plac
         assert "wrote or pushed a part of it" in place.ours()[-1]
     await place.reviewed("tom")
     assert (await place.now(asked)).decided_by == "tom"
+
+
+def edits(place: Place, by: str) -> Event:
+    """The newest change of a comment's text by a "User" or a "Bot"."""
+    for one in place.sandbox.deliveries:
+        told = (one.event, one.payload.get("action"), one.payload["sender"]["type"])
+        if told == ("issue_comment", "edited", by):
+            return parse_event(one.guid, one.event, one.payload)
+    raise AssertionError("nothing was edited")
+
+
+async def test_a_question_that_somebody_edits_is_shown_as_it_is_once(place: Place) -> None:
+    """Whoever may write can edit the bot's comments, and reviewers would approve what is not asked."""
+    asked = await place.ask(ApprovalKind.network, details={"host": "evil.example"})
+    question = place.sandbox.comments(REPO, place.number)[0]
+    url = f"/repos/{REPO}/issues/comments/{question['id']}"
+    carl = place.person("carl")
+    # the second time without the hidden line by which it is found, then the pull request's text
+    for body in (question["body"].replace("change `a.py`", "buy cake"), "Cake?", None):
+        if body is not None:
+            await carl.request("PATCH", url, {"body": body})
+        else:
+            await carl.request("PATCH", f"/repos/{REPO}/pulls/{place.number}", {"body": "It is about cake."})
+        event = edits(place, "User") if body is not None else place.event("pull_request")
+        review = await place.review("rita", body="I like cake.")
+        await router.dispatch(event, cast(Any, SimpleNamespace(desk=place.desk, final=place.final)))
+        await place.desk.reviewed(place.event())
+        assert (await place.now(asked)).state is ApprovalState.pending
+        assert "submitted before this was asked" in place.ours()[-1]
+        assert [one for one in place.ours() if "has to decide" in one] == [place.ours()[0]]
+        assert "change `a.py`" in place.ours()[0]
+        assert "carl changed a text of the bot's here." in place.ours()[0]
+    told = await place.kinds()
+    await place.desk.text_changed(edits(place, "Bot"))  # our own edit is no reason for another one
+    theirs = await carl.comment(REPO, place.number, "My words.")
+    await carl.request("PATCH", f"/repos/{REPO}/issues/comments/{theirs['id']}", {"body": "My own words."})
+    await place.desk.text_changed(edits(place, "User"))
+    assert await place.kinds() == told
+    pull = place.sandbox.world.repository("acme", "thing").issues[place.number].pull
+    assert pull is not None
+    pull.reviews[review].submitted_at = datetime.now(UTC) + timedelta(minutes=1)
+    await place.desk.reviewed(place.event())
+    assert (await place.now(asked)).decided_by == "rita"
+
+
+async def test_what_was_approved_after_somebody_had_changed_the_question_is_void(place: Place) -> None:
+    asked = await place.ask(ApprovalKind.network, details={"host": "evil.example"})
+    question = place.sandbox.comments(REPO, place.number)[0]
+    url = f"/repos/{REPO}/issues/comments/{question['id']}"
+    await place.person("carl").request("PATCH", url, {"body": "Cake?"})
+    edited = edits(place, "User")
+    await place.reviewed("rita", body="I like cake.")  # its event was the faster one
+    assert (await place.now(asked)).state is ApprovalState.approved
+    await place.desk.text_changed(edited)
+    assert (await place.now(asked)).state is ApprovalState.stale
+    assert place.told.calls[-1][:3] == ("lapsed", asked.id, "stale")
+    with pytest.raises(ApprovalVoid):
+        await place.desk.use(asked.id, by="j1")
+    # who changes the text of what was approved before takes nothing back
+    again = await place.ask(ApprovalKind.text)
+    await place.reviewed("tom")
+    await place.person("carl").request("PATCH", url, {"body": "Cake!"})
+    edited = edits(place, "User")
+    assert edited.edit is not None
+    late = dataclasses.replace(edited.edit, at=datetime.now(UTC) + timedelta(seconds=1))
+    await place.desk.text_changed(dataclasses.replace(edited, edit=late))
+    assert (await place.now(again)).state is ApprovalState.approved

@@ -155,6 +155,17 @@ async def test_what_nobody_wants_is_answered_and_not_stored(server: Server) -> N
     assert [await server.inbox.state(f"g{n}") for n in range(1, 5)] == [None] * 4
 
 
+async def test_who_changes_their_own_comment_is_of_no_interest(engine: AsyncEngine, handled: Handled) -> None:
+    """We do so all the time; somebody who changes ours is another matter."""
+    async with Server(engine, handled, wanted={"issue_comment": frozenset({"edited"})}) as server:
+        for guid, sender in (("own", {"id": 7}), ("other", {"id": 8}), ("odd", None)):
+            edited = {"action": "edited", "comment": {"user": {"id": 7}}, "sender": sender}
+            status, _ = await server.post(json.dumps(edited).encode(), event="issue_comment", guid=guid)
+            assert status == 202
+        assert await server.inbox.state("own") is None
+        assert sorted(one.id for one in await handled.wait(2)) == ["odd", "other"]
+
+
 async def test_every_action_of_an_event_may_be_wanted(server: Server, handled: Handled) -> None:
     odd = "x\0" * 100
     body = json.dumps({"action": odd, "installation": {"id": 2**70}}).encode()

@@ -44,6 +44,19 @@ def test_comments_on_issues_and_on_pull_requests_are_told_apart() -> None:
     assert TargetKind.issue in targets
 
 
+def test_what_was_changed_says_whose_text_it_was_and_what_stood_there() -> None:
+    for name, key in (("issue_comment", "comment"), ("pull_request", "pull_request")):
+        payload = examples(name, "opened" if name == "pull_request" else "edited")[0] | {"action": "edited"}
+        edit = parse_event("d", name, payload | {"changes": {"body": {"from": "Before."}}}).edit
+        assert edit is not None
+        assert (edit.author_id, edit.before) == (payload[key]["user"]["id"], "Before.")
+        assert edit.at is not None
+        assert parse_event("d", name, payload | {"changes": {"title": {"from": "T"}}}).edit is None
+    review = examples("pull_request_review", "submitted")[0]
+    review |= {"action": "edited", "changes": {"body": {"from": "Before."}}}
+    assert parse_event("d", "pull_request_review", review).edit is None  # no text of the pull request's
+
+
 def test_an_inline_comment_is_about_its_pull_request() -> None:
     for payload in examples("pull_request_review_comment", "created"):
         event = parse_event("d", "pull_request_review_comment", payload)
