@@ -25,6 +25,7 @@ from bot.continuation import Continuation, asked_on
 from bot.errors import ConductorError, ConfigurationError
 from bot.facts import FactFinder
 from bot.feedback import with_words
+from bot.github_errors import NotFound
 from bot.ledger import Ledger, today
 from bot.model import (
     KEPT_ASKED_IN,
@@ -218,13 +219,20 @@ class Conductor:
     async def cancel(
         self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0, silent: bool = False
     ) -> None:
-        """Stop every job of this issue or pull request that is not final, and withdraw what people are asked there.
+        """Stop every job of this conversation that is not final, and withdraw what people are asked there.
 
-        ``silent``: it need not be meant for us (a label, a closed issue), so say nothing when nothing is there.
+        That is also what goes on in the pull requests that came of an issue. ``silent``: it need not be meant for us (a
+        label, a closed issue), so say nothing when nothing is there, and leave alone what was merged: a merge closes
+        the issue, too, and is no wish to stop anything.
         """
-        here = await asked_on(self.store, repo.id, number)
-        jobs = [job for job in here if not job.state.final]
+        here = await self.store.conversation(repo.id, number)
         asked = [one for job in here if (one := await self._approvals.pending_of(job.id)) is not None]
+        jobs = [job for job in here if not job.state.final]
+        if silent:
+            elsewhere = {job.number for job in jobs} | {one.pull_number for one in asked}
+            merged = {pull for pull in elsewhere - {number} if await self._merged(repo, pull)}
+            jobs = [job for job in jobs if job.number not in merged]
+            asked = [one for one in asked if one.pull_number not in merged]
         if (silent and not jobs and not asked) or not await self.allowed(repo, number, trigger):
             return
         for approval in asked:
@@ -238,6 +246,12 @@ class Conductor:
         if asked:
             text = "What people were asked here is withdrawn: nobody need decide about it any more."
         await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
+
+    async def _merged(self, repo: Repo, number: int) -> bool:
+        try:
+            return (await self._facts.pull(repo, number)).merged
+        except NotFound:  # it is gone, or no pull request
+            return False
 
     async def cancel_job(self, job: Job, trigger: Trigger) -> None:
         """Stop one job; its own comment tells that. Nothing happens when it has ended already."""
@@ -396,7 +410,8 @@ class Conductor:
         jobs = [job for job in await asked_on(self.store, repo.id, number) if job.id != new_id]
         last = await self._work_of(jobs[0], but=new_id) if jobs else None
         if await self.store.job(new_id) is None:
-            if paused := next((job for job in jobs if job.state is JobState.paused), None):
+            here = await self.store.conversation(repo.id, number)
+            if paused := next((job for job in here if job.state is JobState.paused), None):
                 if await self._approvals.pending_of(paused.id) is not None:
                     # what was asked of a reviewer only a review decides
                     text = "This waits for a review; a comment decides nothing. `/agent approve` says where to click."
@@ -451,10 +466,10 @@ class Conductor:
         return answered
 
     async def status(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> None:
-        """Show the jobs of this issue or pull request."""
+        """Show the jobs of this issue or pull request, and of the pull requests that came of it."""
         if not await self.allowed(repo, number, trigger):
             return
-        jobs = (await asked_on(self.store, repo.id, number))[:10]
+        jobs = (await self.store.conversation(repo.id, number))[:10]
         waits = {
             job.id: waiting_words(job, await self.store.waiting(job))
             for job in jobs

@@ -58,11 +58,8 @@ def waits(plan: Approval) -> bool:
 
 async def asked_on(store: Store, repo_id: int, number: int) -> list[Job]:
     """The jobs of an issue or pull request as :meth:`Store.jobs_on`, and those asked for here that go on elsewhere."""
-    here = await store.jobs_on(repo_id, number)
-    found = {job.id: job for job in here}
-    for pull in {job.pull_number for job in here if job.number == number and job.pull_number}:
-        found |= {job.id: job for job in await store.jobs_on(repo_id, pull) if job.asked_in == number}
-    return sorted(found.values(), key=lambda job: (job.created_at, job.id), reverse=True)
+    jobs = await store.conversation(repo_id, number)
+    return [job for job in jobs if number in (job.number, job.pull_number, job.asked_in)]
 
 
 class Continuation:

@@ -5,7 +5,7 @@ Every method may be repeated with the same event and then changes nothing more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -13,7 +13,6 @@ from bot.approval_store import ApprovalStore
 from bot.audit_chain import AuditKind
 from bot.check_reader import CheckReader
 from bot.conductor import Conductor
-from bot.continuation import asked_on
 from bot.conversation import Conversation
 from bot.errors import ConductorError
 from bot.events import Comment, Event, SubmittedReview
@@ -41,6 +40,7 @@ from bot.policy import authorize
 from bot.profiles import asked_for
 from bot.prompts import approved_plan
 from bot.render import render
+from bot.repo_config import of as config_of
 
 log = structlog.get_logger(__name__)
 
@@ -185,56 +185,50 @@ class Dialogue:
         return await self._conversation.in_place(repo, number, comment, words, replies=replies)
 
     async def tell(self, repo: Repo, number: int, trigger: Trigger, words: str, *, ordinal: int = 0) -> None:
-        """Give ``words`` to the agent that works here: it reads them when its turn is over."""
+        """Give ``words`` to the agent that works here, or is about to: it reads them as soon as it can.
+
+        Nothing is added to what a plan was approved for, or to what needs none as long as nobody adds to it.
+        """
         if not await self._conductor.allowed(repo, number, trigger, more=True):
             return
         event = f"{trigger.delivery_id}/{ordinal}"
-        jobs = await asked_on(self._store, repo.id, number)
-        working = next((job for job in jobs if job.state is JobState.running), None)
-        if working is not None and working.approval_id is not None:
-            text = (
-                "What works here carries out an approved plan, and nobody has approved more. `/agent cancel` stops "
-                "it; `/agent resume` and your words then have it planned anew."
+        jobs = await self._store.conversation(repo.id, number)
+        job = _in_state(jobs, JobState.running)
+        if job is None and _in_state(jobs, JobState.paused) is not None:
+            text = "The agent here has asked something and waits. `/agent resume` and your words answer it."
+        elif (job := job or _in_state(jobs, JobState.queued)) is None:
+            text = "No agent works here. Write `/agent` and what you want done."
+        elif (text := _takes_no_more(job)) or not self._listens(job.agent):
+            text = text or (
+                f"The agent `{job.agent}` cannot be told more while it works. `/agent cancel` stops it; or write "
+                "`/agent` and what you want when it is done."
             )
-            await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
-            return
-        if working is not None and self._listens(working.agent):
-            await self._approvals.asks_too(working.id, trigger.actor.id)
+        else:
+            await self._approvals.asks_too(job.id, trigger.actor.id)
             await self._conductor.audit.record(
                 AuditKind.job_told,
                 actor=trigger.actor,
                 repo=repo,
                 number=number,
-                job_id=working.id,
+                job_id=job.id,
                 delivery_id=trigger.delivery_id,
                 details={"words": words},
             )
-            await self._store.tell(working.id, words, trigger.actor.login, event=event)
+            await self._store.tell(job.id, words, trigger.actor.login, event=event)
             await self._reporter.react(repo, number, trigger, "eyes")
             return
-        if working is not None:
-            text = (
-                f"The agent `{working.agent}` cannot be told more while it works. `/agent cancel` stops it; or write "
-                "`/agent` and what you want when it is done."
-            )
-        elif any(job.state is JobState.paused for job in jobs):
-            text = "The agent here has asked something and waits. `/agent resume` and your words answer it."
-        else:
-            text = "No agent works here. Write `/agent` and what you want done."
         await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 
     async def logs(self, repo: Repo, number: int, trigger: Trigger, *, ordinal: int = 0) -> None:
         """Show the last lines of the newest job's log."""
         if not await self._conductor.allowed(repo, number, trigger):
             return
-        jobs = await asked_on(self._store, repo.id, number)
+        jobs = await self._store.conversation(repo.id, number)
         text = render("comments/logs.md.j2", job=jobs[0] if jobs else None)
         await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 
-    async def where_to_click(
-        self, repo: Repo, number: int, trigger: Trigger, text: str, *, ordinal: int = 0
-    ) -> None:
-        """Say (``text``) where one approves: a comment never does."""
+    async def say(self, repo: Repo, number: int, trigger: Trigger, text: str, *, ordinal: int = 0) -> None:
+        """Answer with ``text``, unless whoever wrote may not command us: then that is what they are told."""
         if await self._conductor.allowed(repo, number, trigger):
             await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
 
@@ -263,6 +257,10 @@ class Dialogue:
                 request = request.evolve(kind=JobKind.task)
             else:
                 text = "No check has failed here, so there is nothing to fix."
+                if found is not None and found.pending:
+                    count = len(found.pending)
+                    still = "1 check still runs" if count == 1 else f"{count} checks still run"
+                    text = f"No check has failed here yet; {still}. Write `/agent fix` again when one has failed."
                 if found is None:
                     text = "An issue has no checks. Write `/agent fix` in the pull request, or say what is broken."
                 await self._reporter.reply(repo, number, trigger, text, ordinal=ordinal)
@@ -336,6 +334,28 @@ class Dialogue:
     async def _answer(self, approval: Approval, job: Job, by: Actor, text: str, words: str) -> None:
         said = "\n\n".join(part for part in (text, words.strip()) if part)
         await self._conductor.answer(job, said, by=by, event=f"approval:{approval.id}")
+
+
+def _in_state(jobs: Sequence[Job], state: JobState) -> Job | None:
+    """The newest of ``jobs`` that is in ``state``."""
+    return next((job for job in jobs if job.state is state), None)
+
+
+def _takes_no_more(job: Job) -> str:
+    """Why nobody may add to what a job was started for, and what to do instead; "" when people may."""
+    if job.approval_id is not None:
+        does = "works" if job.state is JobState.running else "waits"
+        return (
+            f"What {does} here carries out an approved plan, and nobody has approved more. `/agent cancel` stops it; "
+            "`/agent resume` and your words then have it planned anew."
+        )
+    rule = config_of(job).approvals.plan
+    if job.kind is JobKind.fix and (rule.always or rule.labels or rule.paths):
+        return (
+            "What is done here makes checks pass, which needs no approved plan; more than that may need one. Write "
+            "`/agent fix` and your words."
+        )
+    return ""
 
 
 def no_decision(approval: Approval, why: str) -> str:

@@ -125,6 +125,14 @@ class Store:
         where = and_(jobs.c.repo_id == repo_id, or_(jobs.c.number == number, jobs.c.pull_number == number))
         return await self._jobs(where)
 
+    async def conversation(self, repo_id: int, number: int) -> list[Job]:
+        """The jobs of :meth:`jobs_on`, and all in the pull requests that came of this issue, newest first."""
+        opened = select(jobs.c.pull_number).where(
+            jobs.c.repo_id == repo_id, jobs.c.number == number, jobs.c.pull_number.is_not(None)
+        )
+        here = or_(jobs.c.number == number, jobs.c.pull_number == number, jobs.c.number.in_(opened))
+        return await self._jobs(and_(jobs.c.repo_id == repo_id, here))
+
     async def jobs_on_branch(self, repo_id: int, branch: str) -> list[Job]:
         """All jobs that worked on a branch of the repository's, in whichever pull request, newest first."""
         return await self._jobs(and_(jobs.c.repo_id == repo_id, jobs.c.branch == branch))

@@ -25,16 +25,15 @@ async def comment_written(event: Event, bot: Bot) -> None:
     comment = event.comment
     if comment is None or comment.via_app is not None or comment.author.id != event.actor.id:
         return
-    for ordinal, command in enumerate(parse_commands(comment.body)[:MAX_COMMANDS]):
-        trigger = Trigger(
-            delivery_id=event.delivery_id,
-            event=event.kind,
-            actor=event.actor,
-            comment_id=comment.id,
-            comment_kind=comment.kind,
-            thread=comment.thread.id if comment.thread else None,
-        )
-        await carry_out(command, event, trigger, bot, ordinal)
+    trigger = Trigger(
+        delivery_id=event.delivery_id,
+        event=event.kind,
+        actor=event.actor,
+        comment_id=comment.id,
+        comment_kind=comment.kind,
+        thread=comment.thread.id if comment.thread else None,
+    )
+    await _carry_out_all(comment.body, event, trigger, bot)
 
 
 @router.on("issues", "opened")
@@ -48,9 +47,8 @@ async def opened(event: Event, bot: Bot) -> None:
     author = event.opened_by
     if author is None or author.is_bot or any(agent_in(label)[0] for label in event.labels):
         return
-    for ordinal, command in enumerate(parse_commands(event.body)[:MAX_COMMANDS]):
-        trigger = Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)
-        await carry_out(command, event, trigger, bot, ordinal)
+    trigger = Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)
+    await _carry_out_all(event.body, event, trigger, bot)
 
 
 @router.on("pull_request_review", "submitted")
@@ -62,15 +60,26 @@ async def review_written(event: Event, bot: Bot) -> None:
     review = event.review
     if review is None or review.author is None or review.author.id != event.actor.id:
         return
-    for ordinal, command in enumerate(parse_commands(review.body)[:MAX_COMMANDS]):
-        trigger = Trigger(
-            delivery_id=event.delivery_id,
-            event=COMMAND_IN_REVIEW,
-            actor=event.actor,
-            comment_id=review.id,
-            comment_kind="review_body",
-        )
+    trigger = Trigger(
+        delivery_id=event.delivery_id,
+        event=COMMAND_IN_REVIEW,
+        actor=event.actor,
+        comment_id=review.id,
+        comment_kind="review_body",
+    )
+    await _carry_out_all(review.body, event, trigger, bot)
+
+
+async def _carry_out_all(text: str, event: Event, trigger: Trigger, bot: Bot) -> None:
+    """Carry out the commands of a text in order, and say how many of them were too many."""
+    commands = parse_commands(text)
+    for ordinal, command in enumerate(commands[:MAX_COMMANDS]):
         await carry_out(command, event, trigger, bot, ordinal)
+    more = len(commands) - MAX_COMMANDS
+    if more > 0:
+        said = f"{more} more {'was' if more == 1 else 'were'} left out. Write {'it' if more == 1 else 'them'} again."
+        said = f"I carry out the first {MAX_COMMANDS} commands of a text; {said}"
+        await bot.dialogue.say(event.repo, event.number, trigger, said, ordinal=MAX_COMMANDS)
 
 
 async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, ordinal: int) -> None:
@@ -123,7 +132,7 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
         await bot.dialogue.logs(repo, number, trigger, ordinal=ordinal)
     elif command.name == "decide":
         text = await bot.desk.explain(repo, number)
-        await bot.dialogue.where_to_click(repo, number, trigger, text, ordinal=ordinal)
+        await bot.dialogue.say(repo, number, trigger, text, ordinal=ordinal)
     elif command.name == "status":
         await bot.conductor.status(repo, number, trigger, ordinal=ordinal)
     else:

@@ -169,6 +169,18 @@ async def test_jobs_of_an_issue_and_of_its_pull_request(store: Store) -> None:
     assert (await store.waiting(job(1, 1))).here == 1
 
 
+async def test_the_conversation_of_an_issue_is_in_its_pull_requests_too(store: Store) -> None:
+    await store.add_job(job(1))
+    await store.note(job(1).id, pull_number=9)
+    for other in (job(9, 1), job(9, 2, repo=replace(job().repo, id=11)), job(2, 3)):
+        await store.add_job(other)
+    await store.note(job(9, 1).id, pull_number=9)
+    assert [found.id for found in await store.conversation(10, 1)] == [job(9, 1).id, job(1).id]
+    assert await store.conversation(10, 9) == await store.conversation(10, 1)
+    assert [found.id for found in await store.conversation(10, 2)] == [job(2, 3).id]
+    assert await store.conversation(10, 3) == []
+
+
 async def test_a_pull_request_of_ours_goes_on_with_the_conversation_of_its_issue(store: Store) -> None:
     await store.add_job(job(1))
     await store.note(job(1).id, pull_number=9)

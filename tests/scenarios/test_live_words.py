@@ -119,3 +119,21 @@ async def test_the_next_turn_is_told_what_the_agent_does_not_say_that_it_took(tm
     assert said.count(WORDS) == 1
     assert given == [(f"{job.id}-1", 1), (f"{job.id}-1", 2)]
     assert "told:" not in job.recent_log
+
+
+async def test_an_agent_that_has_not_begun_is_told_as_soon_as_it_works(tmp_path: Path) -> None:
+    _, values = settings(tmp_path)
+    async with world(tmp_path, **values) as box:
+        await box.stop_worker()
+        maria = box.github.as_user("maria")
+        number: int = (await maria.open_issue(REPO, "Export", "Rewrite the export."))["number"]
+        await maria.comment(REPO, number, "/agent --agent hears do it")
+        await box.github.as_user("octocat").comment(REPO, number, f"/agent tell {WORDS}")
+        await box.dealt_with()
+        waits = await box.job(number)
+        assert [one.words for one in await box.store.untold(waits.id)] == [WORDS]
+        (tmp_path / "begun").touch()  # so that it does not stand still
+        await box.start_worker()
+        _, said, given = await ended(box, number)
+    assert said.count(WORDS) == 1
+    assert len(given) == 1
