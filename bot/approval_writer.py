@@ -5,7 +5,9 @@ Every method brings GitHub to a wanted state and may be repeated.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -34,14 +36,24 @@ _NO_AUTO_MERGE = """mutation($pull: ID!) {
   disablePullRequestAutoMerge(input: {pullRequestId: $pull}) { pullRequest { id } } }"""
 _ENQUEUE = """mutation($pull: ID!, $head: GitObjectID!) {
   enqueuePullRequest(input: {pullRequestId: $pull, expectedHeadOid: $head}) { mergeQueueEntry { id } } }"""
-_QUEUED_BY = """query($pull: ID!) {
-  node(id: $pull) { ... on PullRequest { mergeQueueEntry { enqueuer { ... on Bot { databaseId } } } } } }"""
+_QUEUE = """query($pull: ID!) {
+  node(id: $pull) { ... on PullRequest {
+    isMergeQueueEnabled mergeQueueEntry { enqueuer { ... on Bot { databaseId } } } } } }"""
 _DEQUEUE = """mutation($pull: ID!) { dequeuePullRequest(input: {id: $pull}) { mergeQueueEntry { id } } }"""
 
 
 def mark_of(approval: Approval) -> str:
     """The hidden line of the comment that asks."""
     return marker("approval", f"{approval.id}/{approval.sha}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Queue:
+    """The merge queue of a pull request's base branch."""
+
+    enabled: bool
+    queued: bool  # it stands there
+    by: int | None  # the App's account that has put it there; None: a person has
 
 
 class ApprovalWriter:
@@ -152,23 +164,32 @@ class ApprovalWriter:
         askers: Sequence[str],
         *,
         queue: bool = False,
+        unmerged: Sequence[str] = (),
     ) -> None:
         """Show on ``sha`` whether the pull request is approved, by whom, and who is missing.
 
-        ``queue``: the commit is a merge queue's.
+        ``queue``: the commit is a merge queue's. ``unmerged``: in GitHub's words, why it does not merge it.
         """
         says = final(votes, pull)
         summary = render(
-            "check/approval.md.j2", pull=pull, votes=votes, whom=policy.whom(), askers=sorted(set(askers))
+            "check/approval.md.j2",
+            pull=pull,
+            votes=votes,
+            whom=policy.whom(),
+            askers=sorted(set(askers)),
+            unmerged=unmerged,
         )
-        await self._put(repo, sha, pull.number, says.title, summary, says.conclusion, queue=queue)
+        title = f"{says.title}; not merged yet" if unmerged else says.title
+        kind = "queue" if queue else unmerged_kind(unmerged) if unmerged else ""
+        await self._put(repo, sha, pull.number, title, summary, says.conclusion, kind=kind)
 
     async def check_problem(
         self, repo: Repo, sha: str, number: int, problem: str, *, queue: bool = False
     ) -> None:
         """Show that nobody can tell who must approve."""
         title = "The repository's configuration cannot be used"
-        await self._put(repo, sha, number, title, problem, "action_required", queue=queue)
+        kind = "queue" if queue else ""
+        await self._put(repo, sha, number, title, problem, "action_required", kind=kind)
 
     async def check_other(self, repo: Repo, sha: str, number: int) -> None:
         """Show that the rule does not apply, because the pull request is not the bot's."""
@@ -187,11 +208,11 @@ class ApprovalWriter:
         summary: str,
         conclusion: str | None,
         *,
-        queue: bool = False,
+        kind: str = "",
     ) -> None:
         run = CheckRun(
             name=CHECK_NAME,
-            external_id=f"approval:{number}{':queue' if queue else ''}",
+            external_id=f"approval:{number}{f':{kind}' if kind else ''}",
             title=title,
             summary=summary,
             status="completed" if conclusion else "in_progress",
@@ -226,11 +247,19 @@ class ApprovalWriter:
         """Put it into the merge queue of its base branch."""
         await self._mutate(repo, _ENQUEUE, pull=node_id, head=sha)
 
+    async def queue(self, repo: Repo, node_id: str) -> Queue:
+        """Whether there is a merge queue for it, and how it stands there."""
+        found = (await self._client(repo).graphql(_QUEUE, pull=node_id)).get("node") or {}
+        entry = found.get("mergeQueueEntry")
+        return Queue(
+            enabled=bool(found.get("isMergeQueueEnabled")),
+            queued=entry is not None,
+            by=((entry or {}).get("enqueuer") or {}).get("databaseId"),
+        )
+
     async def dequeue(self, repo: Repo, node_id: str, by: int) -> None:
         """Take it out of the merge queue, if it stands there and the account ``by`` has put it there."""
-        found = await self._client(repo).graphql(_QUEUED_BY, pull=node_id)
-        entry = (found.get("node") or {}).get("mergeQueueEntry") or {}
-        if (entry.get("enqueuer") or {}).get("databaseId") == by:
+        if (await self.queue(repo, node_id)).by == by:
             await self._mutate(repo, _DEQUEUE, pull=node_id)
 
     async def _method(self, repo: Repo) -> str:
@@ -256,3 +285,8 @@ class ApprovalWriter:
 
     def _path(self, repo: Repo, rest: str, **values: str | int) -> str:
         return path("/repos/{owner}/{repo}" + rest, None, owner=repo.owner, repo=repo.name, **values)
+
+
+def unmerged_kind(reasons: Sequence[str]) -> str:
+    """The part of a check run's external id that tells: approved, and not merged for exactly these reasons."""
+    return f"unmerged:{hashlib.sha256(chr(0).join(reasons).encode()).hexdigest()[:8]}"

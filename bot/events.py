@@ -69,6 +69,7 @@ class Suite:
 
     head_sha: str
     app_id: int  # the App whose check runs they are
+    branch: str = ""  # the one that was pushed, of the repository or of a fork; "" when GitHub does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class CommitStatus:
 
     sha: str
     state: str  # "pending", "success", "failure" or "error"
+    branches: tuple[str, ...] = ()  # that the commit is the tip of, ten at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,12 +297,20 @@ def _check(run: Mapping[str, Any], payload: Mapping[str, Any]) -> Check:
 
 
 def _suite(suite: Mapping[str, Any]) -> Suite:
-    return Suite(head_sha=str(suite["head_sha"]), app_id=int(suite["app"]["id"]))
+    return Suite(
+        head_sha=str(suite["head_sha"]),
+        app_id=int(suite["app"]["id"]),
+        branch=str(suite.get("head_branch") or ""),
+    )
 
 
 def _status(payload: Mapping[str, Any]) -> CommitStatus:
     """https://docs.github.com/en/webhooks/webhook-events-and-payloads#status, which has no action."""
-    return CommitStatus(sha=str(payload["sha"]), state=str(payload["state"]))
+    return CommitStatus(
+        sha=str(payload["sha"]),
+        state=str(payload["state"]),
+        branches=tuple(str(one["name"]) for one in payload.get("branches") or ()),
+    )
 
 
 def _queued(group: Mapping[str, Any]) -> int:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
 import structlog
 
 from bot.approval_desk import requested
 from bot.approval_store import ApprovalStore
-from bot.approval_writer import CHECK_NAME, NEUTRAL, ApprovalWriter
+from bot.approval_writer import CHECK_NAME, NEUTRAL, ApprovalWriter, unmerged_kind
 from bot.approvals import ApprovalPolicy, Subject, Tally, Verdict, policy_for, tally, told_apart
 from bot.askers import askers_of, with_origins
 from bot.audit import CONDUCTOR, Audit
@@ -24,7 +26,7 @@ from bot.branches import PREFIX
 from bot.check_runs import Shown
 from bot.facts import FactFinder
 from bot.github import GitHub
-from bot.github_errors import GitHubError, Unprocessable
+from bot.github_errors import GitHubError
 from bot.model import Job, Repo
 from bot.repo_config import RepoConfig, RepoConfigError
 from bot.reviews import Head, Reviewed, ReviewFinder
@@ -32,7 +34,7 @@ from bot.store import Store
 
 log = structlog.get_logger(__name__)
 
-_EXTERNAL_ID = re.compile(r"approval:(\d{1,9})(:queue)?")
+_EXTERNAL_ID = re.compile(r"approval:(\d{1,9})(?::(queue|unmerged:[0-9a-f]{8}))?")
 
 
 def number_in(name: str, external_id: str) -> int | None:
@@ -43,8 +45,17 @@ def number_in(name: str, external_id: str) -> int | None:
 
 def is_queue(external_id: str) -> bool:
     """Whether a check run of this kind stands on a merge queue's commit."""
+    return _kind(external_id) == "queue"
+
+
+def is_unmerged(external_id: str) -> bool:
+    """Whether a check run of this kind says that GitHub does not merge what is approved."""
+    return _kind(external_id).startswith("unmerged")
+
+
+def _kind(external_id: str) -> str:
     found = _EXTERNAL_ID.fullmatch(external_id)
-    return bool(found and found[2])
+    return (found[2] if found else None) or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +127,41 @@ class FinalCheck:
             await self._follow(repo, one, config, request=request and one.number == number)
         return bool(said) and all(_approved(one) for one in said)
 
+    async def checks_ended(self, repo: Repo, sha: str, branches: Sequence[str]) -> None:
+        """Merge what is approved and GitHub would not merge before, because checks of it had not ended.
+
+        ``branches``: those that the event names. Everything is counted anew. Of a commit that is none of the bot's
+        pull requests' nothing is asked of GitHub, and of most others no more than what the check run says there.
+        """
+        if not any(branch.startswith(f"{PREFIX}/") for branch in branches) and not await self._made(
+            repo, sha
+        ):
+            return
+        shown = await self._writer.shown(repo, sha)
+        if shown is None or shown.conclusion != "success" or is_queue(shown.external_id):
+            return
+        number, told = number_in(CHECK_NAME, shown.external_id), is_unmerged(shown.external_id)
+        config = await self._config(repo)
+        if number is None or not isinstance(config, RepoConfig) or config.approvals.merge == "none":
+            return
+        if config.approvals.merge == "queue" and not told:
+            return  # it stands there; or it was thrown out, and the same would fail again
+        head = await self._reviews.stands(repo, number)
+        me = (await self._github.identity()).user_id
+        if (head.sha, head.open, head.author_id, head.auto_merge) != (sha, True, me, False):
+            return
+        if not await self._known(repo, number):
+            return
+        said = await self._say(repo, head, config)
+        if said.sha != sha:
+            return  # its own event comes
+        if _approved(said) and said.counted is not None:
+            if await self._merge(repo, said.counted, config) and told:
+                await self._show_now(repo, said)
+            return
+        await self._show_now(repo, said)
+        await self._follow(repo, said, config)
+
     async def rebased(self, repo: Repo, number: int, at: datetime) -> None:
         """A pull request got another base branch: its change is another one, and others may own it there.
 
@@ -167,8 +213,7 @@ class FinalCheck:
             if not await self._known(repo, number) or not (head.open or isinstance(config, RepoConfig)):
                 return None
             said = await self._say(repo, head, config)
-            async with self._lock(repo):
-                await self._show(repo, said.sha, said)
+            await self._show_now(repo, said)
             return [said]
         if not head.open:
             return []
@@ -272,13 +317,21 @@ class FinalCheck:
     def _lock(self, repo: Repo) -> AbstractAsyncContextManager[None]:
         return self._store.locks.hold(f"final-check:{repo.id}")
 
-    async def _show(self, repo: Repo, sha: str, said: _Said, *, queue: bool = False) -> None:
+    async def _show_now(self, repo: Repo, said: _Said, *, unmerged: Sequence[str] = ()) -> None:
+        async with self._lock(repo):
+            await self._show(repo, said.sha, said, unmerged=unmerged)
+
+    async def _show(
+        self, repo: Repo, sha: str, said: _Said, *, queue: bool = False, unmerged: Sequence[str] = ()
+    ) -> None:
         counted = said.counted
         if counted is None:
             await self._writer.check_problem(repo, sha, said.number, said.problem, queue=queue)
             return
         pull, votes = counted.reviewed.pull, counted.votes
-        await self._writer.check(repo, sha, pull, votes, counted.policy, counted.askers, queue=queue)
+        await self._writer.check(
+            repo, sha, pull, votes, counted.policy, counted.askers, queue=queue, unmerged=unmerged
+        )
 
     async def _follow(
         self, repo: Repo, said: _Said, config: RepoConfig | RepoConfigError, *, request: bool = False
@@ -290,42 +343,93 @@ class FinalCheck:
         if request and counted.votes.verdict is Verdict.waiting and not counted.reviewed.draft:
             users, teams = requested(config.approvals.final, repo, set(counted.askers))
             await self._writer.request(repo, said.number, users, teams)
-        await self._merge(repo, counted.reviewed, counted.votes, config)
+        await self._merge(repo, counted, config)
 
-    async def _merge(self, repo: Repo, reviewed: Reviewed, votes: Tally, config: RepoConfig) -> None:
-        """What the repository wants done with an approved pull request; taken back when it is approved no more."""
-        pull, wanted = reviewed.pull, config.approvals.merge
-        me = (await self._github.identity()).user_id
-        try:
-            if votes.verdict is not Verdict.approved:
-                if reviewed.auto_merge_by == me:
-                    await self._writer.no_auto_merge(repo, reviewed.node_id)
-                if wanted == "queue" and pull.open:
-                    await self._writer.dequeue(repo, reviewed.node_id, me)
-                return
-            if wanted == "none" or reviewed.draft or not pull.open or reviewed.auto_merge_by is not None:
-                return
-            # the base and the queue are GitHub's; that it is this commit, and no other, is ours to say
-            await self._audit.record(
-                AuditKind.merge,
-                actor=CONDUCTOR,
-                repo=repo,
-                number=pull.number,
-                sha=pull.head_sha,
-                decision=votes.decision,
-                details={"by": wanted, "into": reviewed.base_ref},
-            )
-            if wanted == "queue":
-                await self._writer.enqueue(repo, reviewed.node_id, pull.head_sha)
-                return
+    async def _merge(self, repo: Repo, counted: _Counted, config: RepoConfig) -> bool:
+        """What the repository wants done with an approved pull request; taken back when it is approved no more.
+
+        Whether GitHub does it. If not, the check run says why.
+        """
+        reviewed, pull, wanted = counted.reviewed, counted.reviewed.pull, config.approvals.merge
+        if counted.votes.verdict is not Verdict.approved:
             try:
-                await self._writer.auto_merge(repo, reviewed.node_id, pull.head_sha)
-            except (
-                Unprocessable
-            ):  # nothing is missing, so that there is nothing to wait for; or it is not switched on
-                await self._writer.merge(repo, pull.number, pull.head_sha)
+                await self._take_back(repo, reviewed, wanted)
+            except GitHubError as error:
+                log.warning("merge not taken back", repo=repo.full_name, number=pull.number, error=str(error))
+            return False
+        if wanted == "none" or reviewed.draft or not pull.open or reviewed.auto_merge_by is not None:
+            return False
+        try:
+            # an event of the check run that was just written comes at once, and must not do it, too
+            async with self._store.locks.hold(f"final-merge:{repo.id}:{pull.number}"):
+                refusals = await self._try(repo, counted, wanted)
+                if refusals:
+                    said = [str(one) for one in refusals]
+                    log.warning("not merged", repo=repo.full_name, number=pull.number, errors=said)
+                    await self._tell(
+                        repo, pull.number, pull.head_sha, config, [one.reason for one in refusals]
+                    )
+                return refusals == []
         except GitHubError as error:
             log.warning("not merged", repo=repo.full_name, number=pull.number, error=str(error))
+            return False
+
+    async def _take_back(self, repo: Repo, reviewed: Reviewed, wanted: str) -> None:
+        me = (await self._github.identity()).user_id
+        if reviewed.auto_merge_by == me:
+            await self._writer.no_auto_merge(repo, reviewed.node_id)
+        if wanted == "queue" and reviewed.pull.open:
+            await self._writer.dequeue(repo, reviewed.node_id, me)
+
+    async def _try(self, repo: Repo, counted: _Counted, wanted: str) -> list[GitHubError] | None:
+        """Have GitHub merge a commit, one way or the other. Its refusals; None when there is nothing to be done now."""
+        node_id, pull = counted.reviewed.node_id, counted.reviewed.pull
+        head = await self._reviews.stands(repo, pull.number)
+        if not head.open or head.auto_merge or head.sha != pull.head_sha:
+            return None
+        auto_merge = partial(self._writer.auto_merge, repo, node_id, pull.head_sha)
+        # auto-merge is refused where nothing is missing, so that there is nothing to wait for, or it is not switched on
+        ways = [auto_merge, partial(self._writer.merge, repo, pull.number, pull.head_sha)]
+        if wanted == "queue":
+            queue = await self._writer.queue(repo, node_id)
+            if queue.queued:
+                return None
+            # GitHub takes nothing into the queue that is not ready, and puts it there by itself when it is
+            ways = [
+                partial(self._writer.enqueue, repo, node_id, pull.head_sha),
+                *([auto_merge] * queue.enabled),
+            ]
+        # the base and the queue are GitHub's; that it is this commit, and no other, is ours to say
+        await self._audit.record(
+            AuditKind.merge,
+            actor=CONDUCTOR,
+            repo=repo,
+            number=pull.number,
+            sha=pull.head_sha,
+            decision=counted.votes.decision,
+            details={"by": wanted, "into": counted.reviewed.base_ref},
+        )
+        refusals: list[GitHubError] = []
+        for way in ways:
+            try:
+                await way()
+            except GitHubError as error:
+                refusals.append(error)
+            else:
+                return []
+        return refusals
+
+    async def _tell(self, repo: Repo, number: int, sha: str, config: RepoConfig, why: Sequence[str]) -> None:
+        """Say in the check run why GitHub does not merge what is approved, if that is so still."""
+        shown = await self._writer.shown(repo, sha)
+        if shown is not None and shown.external_id == f"approval:{number}:{unmerged_kind(why)}":
+            return  # nothing new; each time that it is written GitHub may tell us
+        head = await self._reviews.stands(repo, number)
+        if not head.open or head.sha != sha:
+            return  # somebody has merged it, or pushed
+        said = await self._say(repo, head, config)
+        if said.sha == sha and _approved(said):
+            await self._show_now(repo, said, unmerged=why)
 
 
 def _approved(said: _Said) -> bool:

@@ -54,6 +54,7 @@ class Head:
     author_id: int
     open: bool
     from_fork: bool
+    auto_merge: bool = False  # GitHub's is switched on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +294,7 @@ def _stands(found: Mapping[str, Any], repo: Repo) -> Head:
         author_id=int((found.get("user") or {}).get("id") or 0),
         open=found.get("state") == "open",
         from_fork=_from_fork(found, repo),
+        auto_merge=bool(found.get("auto_merge")),
     )
 
 

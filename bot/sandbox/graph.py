@@ -502,7 +502,7 @@ class Graph:
         if issue.state != "open" or pull.draft or pull.queued is not None:
             reason = "is already in the queue" if pull.queued else "is not mergeable"
             raise GraphRefusal("UNPROCESSABLE", f"Pull request {reason}.")
-        if sentences := missing(self._github, repository, pull, checks=False):
+        if sentences := missing(self._github, repository, pull):
             raise GraphRefusal("UNPROCESSABLE", " ".join(sentences))
         try:
             jump = bool(wanted.get("jump"))

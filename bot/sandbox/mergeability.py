@@ -62,9 +62,9 @@ def missing_checks(repository: Repository, branch: str, sha: str) -> list[str]:
     return sentences
 
 
-def missing(github: GitHub, repository: Repository, pull: Pull, *, checks: bool = True) -> list[str]:
+def missing(github: GitHub, repository: Repository, pull: Pull) -> list[str]:
     """Sentences about what the base branch's rules still ask for."""
-    sentences = missing_checks(repository, pull.base_ref, pull.head_sha) if checks else []
+    sentences = missing_checks(repository, pull.base_ref, pull.head_sha)
     decision = review_decision(github, repository, pull)
     if rules_for(repository, pull.base_ref).required_reviews and decision != "APPROVED":
         if decision == "CHANGES_REQUESTED":

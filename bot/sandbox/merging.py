@@ -90,12 +90,14 @@ async def enqueue(
 ) -> MergeQueueEntry:
     """Put a pull request into the merge queue: its merge is tried on a branch of the queue's own.
 
+    What is required must be there on its head already, and is asked for once more on that branch.
+
     Raises:
         Refusal: 405, as for a merge.
     """
     pull, git = issue.pull, github.git(repository)
     assert pull is not None
-    if sentences := missing(github, repository, pull, checks=False):
+    if sentences := missing(github, repository, pull):
         raise Refusal(405, " ".join(sentences))
     tip = await git.resolve(f"refs/heads/{pull.base_ref}")
     tree = await git.merge(tip, pull.head_sha) if tip else None

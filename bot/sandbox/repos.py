@@ -267,6 +267,8 @@ async def create_status(call: Call) -> Answer:
         target_url=body.get("target_url"),
     )
     repository.statuses.append(status)
+    # ten at most: https://docs.github.com/en/webhooks/webhook-events-and-payloads#status
+    tips = [ref.removeprefix(_HEADS) for ref, tip in (await call.git.refs(_HEADS)).items() if tip == sha][:10]
     payload = {
         "id": status.id,
         "sha": sha,
@@ -276,7 +278,7 @@ async def create_status(call: Call) -> Answer:
         "state": status.state,
         "target_url": status.target_url,
         "commit": github.present.commit(repository, await call.git.commit(sha)),
-        "branches": [],
+        "branches": [_short_branch(call, name, sha) for name in tips],
         "created_at": iso(status.created_at),
         "updated_at": iso(status.created_at),
     }

@@ -24,6 +24,7 @@ async def offered(box: World, *required: str) -> int:
     await octocat.push_commit(REPO, "main", {".github/conductor.yml": "approvals: {merge: queue}\n"})
     repository = box.github.world.repository(*REPO.split("/"))
     assert repository is not None
+    repository.allow_auto_merge = False  # as on GitHub, where nobody has switched it on
     repository.branch_rules["main"] = BranchRules(required_checks=list(required), merge_queue=True)
     issue = (await maria.open_issue(REPO, "Numbers", "```sh\nseq 3 > numbers.txt\n```"))["number"]
     await maria.add_label(REPO, issue, "agent")
@@ -47,15 +48,31 @@ def approval(box: World, sha: str) -> str | None:
     return (found[-1]["conclusion"] or found[-1]["status"]) if found else None
 
 
+def unmerged(box: World, number: int) -> bool:
+    """Whether the check run says on the head that GitHub does not merge what is approved."""
+    found = [
+        run for run in box.github.check_runs(REPO, pull_of(box, number).head_sha) if run["name"] == CHECK_NAME
+    ]
+    return bool(found) and found[-1]["output"]["title"] == "Approved by octocat; not merged yet"
+
+
 async def until(so: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not so():
             await asyncio.sleep(0.05)
 
 
-async def approved(box: World, number: int) -> str:
-    """Octocat approves, and the bot queues it: the queue's commit, on which the bot says that it is approved."""
+async def approved(box: World, number: int, *required: str) -> str:
+    """Octocat approves, and the bot queues it: the queue's commit, on which the bot says that it is approved.
+
+    ``required``: check runs that end on the head after that.
+    """
     await box.github.as_user("octocat").review(REPO, number, "APPROVE", "Good.")
+    if required:
+        await until(lambda: unmerged(box, number))
+        assert pull_of(box, number).queued is None, "GitHub takes nothing that is not ready"
+        for name in required:
+            await box.github.as_app("ci").check(REPO, pull_of(box, number).head_sha, name, "success")
     await until(lambda: pull_of(box, number).queued is not None)
     entry = pull_of(box, number).queued
     assert entry is not None
@@ -89,11 +106,14 @@ async def test_what_is_approved_is_merged_as_the_commit_that_the_queue_has_check
 async def test_what_the_queue_throws_out_waits_for_a_person(tmp_path: Path) -> None:
     async with world(tmp_path, approvals_required=1) as box:
         number = await offered(box, CHECK_NAME, "ci")
-        sha = await approved(box, number)
-        assert pull_of(box, number).merged_at is None, "another check run is wanted, too"
+        sha = await approved(box, number, "ci")
+        assert not unmerged(box, number)
+        assert pull_of(box, number).merged_at is None, "another check run is wanted there, too"
         ci = box.github.as_app("ci")
         await ci.check(REPO, sha, "ci", "failure")
         assert pull_of(box, number).queued is None
+        await box.dealt_with()
+        await ci.check(REPO, pull_of(box, number).head_sha, "slow", "success")
         await box.dealt_with()
         assert pull_of(box, number).queued is None, "the same would fail again"
         assert pull_of(box, number).merged_at is None
@@ -106,7 +126,7 @@ async def test_what_the_queue_throws_out_waits_for_a_person(tmp_path: Path) -> N
 async def test_what_is_approved_no_more_leaves_the_queue(how: str, tmp_path: Path) -> None:
     async with world(tmp_path, approvals_required=1) as box:
         number = await offered(box, CHECK_NAME, "ci")
-        sha = await approved(box, number)
+        sha = await approved(box, number, "ci")
         octocat = box.github.as_user("octocat")
         if how == "refused":
             await box.github.as_user("maria").review(REPO, number, "REQUEST_CHANGES", "Wait.")
@@ -123,6 +143,7 @@ async def test_what_a_person_has_queued_stays_there(tmp_path: Path) -> None:
     """A branch's own rules let them, whatever the bot counts: it takes back only what it did itself."""
     async with world(tmp_path, approvals_required=1) as box:
         number = await offered(box, "ci")
+        await box.github.as_app("ci").check(REPO, pull_of(box, number).head_sha, "ci", "success")
         octocat = box.github.as_user("octocat")
         pull = await octocat.request("GET", f"/repos/{REPO}/pulls/{number}")
         enqueue = (

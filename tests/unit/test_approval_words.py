@@ -113,7 +113,8 @@ def test_the_table_of_the_check_run() -> None:
     pull = PullFacts(number=7, head_sha="a1" * 20)
     policy = ApprovalPolicy(required=3)
     votes = tally(reviews, people, subject, pull, policy)
-    text = render("check/approval.md.j2", pull=pull, votes=votes, whom=policy.whom(), askers=["u2"])
+    values = {"pull": pull, "votes": votes, "whom": policy.whom(), "askers": ["u2"]}
+    text = render("check/approval.md.j2", **values, unmerged=[])
     assert "u3 requested changes; that stands until they approve or their review is dismissed." in text
     assert "2 more approvals are needed on commit `a1a1a1a1a1a1`" in text
     rows = [line for line in text.splitlines() if line.startswith("| ") and "who" not in line[:6]]
@@ -127,6 +128,11 @@ def test_the_table_of_the_check_run() -> None:
     ]
     assert rows[3].startswith("| 2 missing | 🕐 | anybody, with write access; not u2, who asked")
     assert len(rows) == 4  # of a dismissed review nothing is said
+    text = render("check/approval.md.j2", **values, unmerged=["Not now\n| x |", "@everyone has to look"])
+    told, table = text.split("| who")
+    assert "**Not merged yet.** GitHub does not let the bot merge it:\n\n- Not now | x |.\n- " in told
+    assert "@everyone" not in told
+    assert table.startswith(" | | why |\n|---|---|---|\n| u1 |")
 
 
 def test_where_to_click() -> None:

@@ -254,6 +254,10 @@ async def test_the_merge_queue(bot, github, ask, pull, events):
     for installation in github.world.installations.values():
         installation.events.append("merge_group")
         installation.permissions["merge_queues"] = "read"
+    [error] = await ask(ENQUEUE, id=number, refused=True)
+    assert error["message"] == 'Required status check "ci" is expected.'
+    head = (await bot.get(f"{REPO}/pulls/{pull}"))["head"]["sha"]
+    await bot.post(f"{REPO}/check-runs", {"name": "ci", "head_sha": head, "conclusion": "success"})
     entry = (await ask(ENQUEUE, id=number))["enqueuePullRequest"]["mergeQueueEntry"]
     assert entry == {"position": 1, "state": "AWAITING_CHECKS", "pullRequest": {"isInMergeQueue": True}}
     await events()
@@ -269,6 +273,8 @@ async def test_the_merge_queue(bot, github, ask, pull, events):
 
 async def test_a_failed_check_throws_out_of_the_queue(bot, github, ask, pull, events):
     github.world.repository("acme", "hello").branch_rules["main"] = BranchRules(["ci"], merge_queue=True)
+    head = (await bot.get(f"{REPO}/pulls/{pull}"))["head"]["sha"]
+    await bot.post(f"{REPO}/check-runs", {"name": "ci", "head_sha": head, "conclusion": "success"})
     await ask(ENQUEUE, id=await pull_id(bot, pull))
     sha = github.world.repository("acme", "hello").issues[pull].pull.queued.sha
     await bot.post(f"{REPO}/check-runs", {"name": "ci", "head_sha": sha, "conclusion": "failure"})
