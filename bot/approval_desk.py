@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -631,20 +631,43 @@ class ApprovalDesk:
         Raises GitHubUnavailable when code owners are wanted and nobody can tell now who they are.
         """
         config = config_of(job)
-        rule: People = config.approvals.request
-        if rule.anybody:
-            rule = config.who.may_approve
-        owners: tuple[str, ...] = ()
-        if rule.codeowners:
-            # what the agent asks to change, or what was held back, is in no diff yet
-            asked = (*approval.details.get("paths", ()), *approval.details.get("files", ()))
-            try:
-                owners = await self._reviews.code_owners(approval.repo, approval.pull_number, also=asked)
-            except GitHubUnavailable:
-                raise
-            except GitHubError as error:  # it would say so again, and others can be asked without them
-                log.warning("code owners not requested", approval=approval.id, error=str(error))
-        return requested(rule, job.repo, {job.trigger.actor.login}, owners)
+        # what the agent asks to change, or what was held back, is in no diff yet
+        asked = (*approval.details.get("paths", ()), *approval.details.get("files", ()))
+        return await named(
+            self._reviews,
+            (config.approvals.request, config.who.may_approve),
+            approval.repo,
+            approval.pull_number,
+            {job.trigger.actor.login},
+            also=asked,
+        )
+
+
+async def named(
+    reviews: ReviewFinder,
+    rules: Iterable[People],
+    repo: Repo,
+    number: int,
+    without: set[str],
+    *,
+    also: Collection[str] = (),
+) -> tuple[list[str], list[str]]:
+    """Users and team slugs that the first of the rules names that names anybody, for a review of a pull request.
+
+    ``also``: paths whose code owners are meant, too.
+
+    Raises GitHubUnavailable when code owners are wanted and nobody can tell now who they are.
+    """
+    rule = next((one for one in rules if not one.anybody), People())
+    owners: tuple[str, ...] = ()
+    if rule.codeowners:
+        try:
+            owners = await reviews.code_owners(repo, number, also=also)
+        except GitHubUnavailable:
+            raise
+        except GitHubError as error:  # it would say so again, and others can be asked without them
+            log.warning("code owners not requested", repo=repo.full_name, number=number, error=str(error))
+    return requested(rule, repo, without, owners)
 
 
 def requested(

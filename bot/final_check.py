@@ -15,7 +15,7 @@ from functools import partial
 
 import structlog
 
-from bot.approval_desk import requested
+from bot.approval_desk import named
 from bot.approval_store import ApprovalStore
 from bot.approval_writer import CHECK_NAME, NEUTRAL, ApprovalWriter, unmerged_kind
 from bot.approvals import ApprovalPolicy, Subject, Tally, Verdict, policy_for, tally, told_apart
@@ -341,7 +341,8 @@ class FinalCheck:
         if counted is None or isinstance(config, RepoConfigError) or not said.by_bot:
             return
         if request and counted.votes.verdict is Verdict.waiting and not counted.reviewed.draft:
-            users, teams = requested(config.approvals.final, repo, set(counted.askers))
+            rules = (config.approvals.final, config.approvals.request, config.who.may_approve)
+            users, teams = await named(self._reviews, rules, repo, said.number, set(counted.askers))
             await self._writer.request(repo, said.number, users, teams)
         await self._merge(repo, counted, config)
 

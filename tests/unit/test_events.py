@@ -98,6 +98,7 @@ def test_a_commit_status_has_no_action() -> None:
         assert (event.kind, event.number) == ("status.", 0)
         assert event.status is not None
         assert (event.status.sha, event.status.state) == (payload["sha"], payload["state"])
+        assert list(event.status.branches) == [branch["name"] for branch in payload["branches"]]
         del payload["sha"]
         with pytest.raises(NotForUs):
             parse_event("d", "status", payload | {"installation": {"id": 5}})
