@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bot.errors import JobFailed
 from bot.model import FailureKind, Job, JobKind, JobState, Phase
 from bot.results import HINTS
 
@@ -33,12 +34,37 @@ _GO_ON = (
     "should be different."
 )
 _STOPS = "`/agent cancel` stops it."
+_IN_ITS_ISSUE = "write `/agent` and what is still missing in its issue, or in a new one."
+#: What people may do when the pull request is over: nothing starts there as long as it is.
+_MERGED = "Write `/agent` and what is still missing in its issue, or in a new one."
+_CLOSED = f"Reopen it and write `/agent retry`, or {_IN_ITS_ISSUE}"
+_CLOSED_AT_WORK = f"Reopen it and write `/agent resume`, or {_IN_ITS_ISSUE}"
+_ASKED_IN = "Write `/agent resume` where the work was asked for: it then goes on in a new branch."
+_OVER = (_MERGED, _CLOSED, _CLOSED_AT_WORK, _ASKED_IN)
+
+
+def over(phase: Phase, *, merged: bool, ours: bool = False) -> JobFailed:
+    """The end of a job whose pull request was merged or closed, so that nobody would see what is pushed to its branch.
+
+    ``ours``: the pull request is one that the job has opened itself.
+    """
+    how = "merged" if merged else "closed"
+    advice = _MERGED if merged else _CLOSED if phase in _BEFORE_WORK else _CLOSED_AT_WORK
+    return JobFailed(
+        phase,
+        FailureKind.conflict,
+        f"The pull request was {how} meanwhile."
+        + ("" if phase in _BEFORE_WORK else " Nothing was pushed; what was done is kept for a while."),
+        _ASKED_IN if ours else advice,
+    )
 
 
 def why(job: Job) -> str:
     """Why it did not succeed, as the rest of a sentence; "" when nothing is known of that, or nothing went wrong."""
     if _unanswered(job):
         return "nobody answered its question"
+    if _advice(job):
+        return "its pull request is not open any more"
     return _WHY[job.failure] if job.failure is not None else ""
 
 
@@ -64,6 +90,8 @@ def next_step(job: Job, *, review: int | None = None) -> str:
             return "" if job.answer is not None else f"Write `/agent resume` and your answer; {_STOPS}"
         case JobState.succeeded:
             return _after_success(job)
+    if advice := _advice(job):
+        return advice
     hint = _hint(job)
     if _unanswered(job) or ("\n\n" in job.message and not job.message.endswith(hint)):
         hint = ""  # the message ends with advice of its own, about this very case
@@ -79,8 +107,15 @@ def _unanswered(job: Job) -> bool:
     return job.state is JobState.timed_out and bool(job.question) and job.answer is None
 
 
+def _advice(job: Job) -> str:
+    """What :func:`over` has said; "" when it did not."""
+    if job.failure is not FailureKind.conflict:
+        return ""
+    return next((advice for advice in _OVER if job.message.endswith(advice)), "")
+
+
 def _hint(job: Job) -> str:
-    return HINTS.get(job.failure, "") if job.failure is not None else ""
+    return _advice(job) or (HINTS.get(job.failure, "") if job.failure is not None else "")
 
 
 def _after_success(job: Job) -> str:

@@ -29,8 +29,9 @@ from bot.audit_chain import AuditKind
 from bot.branches import branch_for
 from bot.config import Settings
 from bot.conversation import Conversation
+from bot.endings import over
 from bot.errors import ConductorError, InfrastructureError, JobFailed, StaleAttempt
-from bot.facts import FactFinder, Pull
+from bot.facts import FactFinder
 from bot.forks import check_fork
 from bot.github import GitHub
 from bot.held_back import HeldBack
@@ -89,6 +90,9 @@ MAX_QUESTION = 8000  # characters
 MAX_TURNS = 50  # of one attempt: words for a working agent start no more than that
 MAX_ORIGINS = 20  # jobs that are asked for unfinished work
 READ_PERMISSIONS = {"contents": "read"}
+
+#: What is asked about a pull request may be answered also when that is closed.
+_MAY_READ_ON = frozenset({JobKind.ask, JobKind.review})
 
 #: Configuration of agent CLIs that a pull request must not bring along: it is taken from the base branch.
 AGENT_FILES = (
@@ -325,8 +329,6 @@ class _Attempt:
         host, result = self.host, verdict.result
         reads_only = self.job.kind.reads_only
         changed = not reads_only and await host.publisher.check(self.job, desk.quarantine, outcome)
-        if (changed or self.job.kind is JobKind.plan) and not self.job.head_sha and not self.job.own_branch:
-            self._check_unmerged(await host.facts.pull(self.job.repo, self.job.number), Phase.publish)
         summary = result.summary or result.title
         missing = note_for_people(desk.terms.missing)
         self.job = self.job.evolve(summary=f"{summary}\n\n{missing}".strip() if missing else summary)
@@ -566,7 +568,8 @@ class _Attempt:
                     "Where the pull request's branch is has changed since this was asked for.",
                     "Ask again.",
                 )
-            self._check_unmerged(pull, Phase.workspace)
+            if not pull.open and self.job.kind not in _MAY_READ_ON:
+                raise over(Phase.workspace, merged=pull.merged)
         else:
             base = self.job.base or await host.facts.default_branch(repo)
         if self.job.own_branch:
@@ -577,7 +580,9 @@ class _Attempt:
                 kind="pull" if self.job.fork else "issue",
             )
         start = f"refs/heads/{branch if pull else base}"
-        if self.job.fork:
+        # the branch of one that is closed may be gone, and then GitHub still has what it was
+        by_number = self.job.fork or (pull is not None and not pull.open)
+        if by_number:
             start = f"refs/pull/{self.job.number}/head"
         token = await host.github.token(
             repo.installation_id, repository_id=repo.id, permissions=READ_PERMISSIONS
@@ -587,7 +592,7 @@ class _Attempt:
             url=f"{host.settings.github_url}/{repo.full_name}.git",
             token=token.value,
             borrower=self.attempt.id,
-            refs=[start] if self.job.fork else (),
+            refs=[start] if by_number else (),
         )
         base_sha = await host.mirrors.resolve(mirror, start)
         if self.job.fork:
@@ -597,17 +602,6 @@ class _Attempt:
             await host.reporter.left(self.job, self.job.base_sha, now=base_sha)
         await self._note(branch=branch, base=base, base_sha=base_sha)
         return mirror
-
-    def _check_unmerged(self, pull: Pull, phase: Phase) -> None:
-        """What is pushed to the branch of a pull request after its merge is lost. Raises JobFailed."""
-        job = self.job
-        if pull.merged and not job.own_branch and job.kind not in (JobKind.ask, JobKind.review):
-            raise JobFailed(
-                phase,
-                FailureKind.conflict,
-                f"Pull request #{pull.number} was merged before this was done, so nothing was pushed to its branch.",
-                "Write `/agent` and what is still missing in its issue, or in a new one.",
-            )
 
     async def _take_up_work(self, desk: Desk, mirror: Path) -> None:
         """Lay what an earlier try left on the desk. An agent without a model starts its steps afresh."""

@@ -66,6 +66,8 @@ class Proposals:
                 number = await self._publisher.open_pull(job, title=title, draft=True)
                 job = job.evolve(pull_number=number)
                 await self._store.note(job.id, fence=attempt.fence, pull_number=number)
+        elif at is None:
+            await self._publisher.check_open(job)
         sha = at or job.marker_sha or job.base_sha
         if number is None or sha is None:
             raise ValueError("the job has no pull request to ask on")

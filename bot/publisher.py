@@ -20,7 +20,9 @@ from bot.audit import Audit
 from bot.audit_chain import AuditKind
 from bot.changes import ChangedFile, ChangeRules, Changes, check_changes, held_back, shown
 from bot.config import Settings
+from bot.endings import over
 from bot.errors import ConductorError, JobFailed
+from bot.facts import FactFinder
 from bot.github import AppIdentity, GitHub
 from bot.github_errors import GitHubError
 from bot.held_back import MAX_LISTED as MAX_HELD_LISTED
@@ -54,6 +56,7 @@ class Publisher:
         settings: Settings,
         store: Store,
         github: GitHub,
+        facts: FactFinder,
         reporter: Reporter,
         redactor: Redactor,
         audit: Audit,
@@ -62,6 +65,7 @@ class Publisher:
         self._settings = settings
         self._store = store
         self._github = github
+        self._facts = facts
         self._reporter = reporter
         self._redactor = redactor
         self._audit = audit
@@ -194,6 +198,18 @@ class Publisher:
         """A job's check run on ``sha`` is told no more: its branch is at ``now``."""
         await self._reporter.left(job, sha, now=now)
 
+    async def check_open(self, job: Job, sha: str | None = None) -> None:
+        """Make sure that the pull request of the job's branch, if there is one, is open. Raises JobFailed (conflict).
+
+        ``sha``: what is to be pushed; a pull request that was closed after just that was pushed to it is as good.
+        """
+        number = job.pull_number if job.own_branch else job.number
+        if number is None:
+            return
+        pull = await self._facts.pull(job.repo, number)
+        if not pull.open and pull.head_sha != sha:
+            raise over(Phase.publish, merged=pull.merged, ours=job.own_branch)
+
     async def open_pull(self, job: Job, *, title: str, draft: bool = False) -> int:
         """Open the pull request of the job's branch, or find the one that is there. Returns its number."""
         number = await self._reporter.pull_request(
@@ -317,6 +333,7 @@ class Publisher:
         # written before the push: after a crash we know which commit to look for
         await self._store.note(job.id, fence=attempt.fence, summary=job.summary, **{column: sha})
         try:
+            await self.check_open(job, sha)
             await self._push(job, attempt, repository, sha)
         except JobFailed:
             # refused for good: nobody is to look for that commit
@@ -352,6 +369,7 @@ class Publisher:
         await self._store.note(job.id, fence=attempt.fence, summary=job.summary, **{column: sha})
         expected = _expected(job)
         try:
+            await self.check_open(job, sha)
             async with self._recorded(job.evolve(**{column: sha}), by="api", expected=expected):
                 # as late as possible: a newer attempt makes this one void
                 await self._store.check_fence(job.id, attempt.fence)

@@ -109,6 +109,7 @@ async def worker(settings: Settings, redactor: Redactor) -> AsyncIterator[Superv
                 settings=settings,
                 store=store,
                 github=github,
+                facts=facts,
                 reporter=reporter,
                 redactor=redactor,
                 audit=audit,

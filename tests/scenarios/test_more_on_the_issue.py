@@ -89,7 +89,7 @@ async def test_what_is_merged_meanwhile_gets_nothing_pushed_to_its_branch(
         job = await box.ended(number, nth=1)
         phase = Phase.publish if at_work else Phase.workspace
         assert (job.state, job.failure, job.phase) == (JobState.failed, FailureKind.conflict, phase)
-        assert job.message.startswith(f"Pull request #{number} was merged before this was done")
+        assert job.message.startswith("The pull request was merged meanwhile.")
         assert (await box.github.branches(REPO))[before["ref"]] == before["sha"]
 
 
