@@ -46,6 +46,7 @@ from bot.model import (
 from bot.named_jobs import CannotStart, listing, request_for, with_needs
 from bot.named_jobs import keep as keep_named
 from bot.outsiders import task_text
+from bot.planned_work import not_begun, work_by
 from bot.policy import (
     PERSON,
     Choice,
@@ -297,8 +298,9 @@ class Conductor:
     ) -> Job | None:
         """Do the last job of this issue or pull request once more, as a new job.
 
-        Where that made a plan that was approved, the work by it is meant. ``budget`` and ``timeout`` replace its own;
-        they are decided about as for any job.
+        Where that made a plan that was approved, the work by it is meant, also when that was refused then and no job
+        has begun it: under the same approval, which is checked before it is used, as ever. ``budget`` and ``timeout``
+        replace its own; they are decided about as for any job.
         """
         if not await self.allowed(repo, number, trigger):
             return None
@@ -308,8 +310,16 @@ class Conductor:
             text = "There is no job here that could be done again. Write `/agent` and what you want done."
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
+        last = await self._work_of(jobs[0], but=new_id)
+        plan = await self._not_begun(last, but=new_id)
+        if plan is not None:
+            request = work_by(plan, last, by=plan.decided_by or "", words=plan.words)
+            request = request.evolve(
+                trigger=trigger, timeout=timeout, budget=last.budget if budget is None else budget
+            )
+            return await self.submit(request, ordinal=ordinal)
         return await self.retry_job(
-            await self._work_of(jobs[0], but=new_id),
+            last,
             trigger,
             number=number,
             ordinal=ordinal,
@@ -554,6 +564,14 @@ class Conductor:
                 work = next((job for job in here if job.approval_id == plan.id and job.id != but), last)
                 return last if work.state is JobState.succeeded else work
         return last
+
+    async def _not_begun(self, last: Job, *, but: str) -> Approval | None:
+        """The approval of the plan that ``last`` made, when no job but ``but`` has gone by it."""
+        if last.kind is not JobKind.plan:
+            return None
+        asked = await self._approvals.of_job(last.id)
+        here = [job for one in asked[:1] for job in await self.store.jobs_on(last.repo.id, one.pull_number)]
+        return not_begun(asked, [job for job in here if job.id != but])
 
     async def _to_plan_anew(self, plan: Approval | None, last: Job, words: str) -> str:
         """The instructions for a new plan in place of ``plan``, which ``last`` carried out."""

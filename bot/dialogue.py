@@ -21,7 +21,6 @@ from bot.failed_checks import instructions as about_checks
 from bot.feedback import Asked, Feedback, instructions, merge, own_words
 from bot.fixer import as_before, worker_of
 from bot.model import (
-    DECIDED,
     FEEDBACK,
     Actor,
     Approval,
@@ -36,9 +35,9 @@ from bot.model import (
     Trigger,
 )
 from bot.named_jobs import goes_on
+from bot.planned_work import after, work_by
 from bot.policy import authorize
 from bot.profiles import asked_for
-from bot.prompts import approved_plan
 from bot.render import render
 from bot.repo_config import of as config_of
 
@@ -277,10 +276,9 @@ class Dialogue:
     async def approved(self, approval: Approval, job: Job, by: Actor, words: str) -> None:
         """Start the planned work, or tell the paused job that it may."""
         if approval.kind is ApprovalKind.plan:
-            plan = approved_plan(approval, by=by.login, words=words)
-            await self._conductor.submit(self._after(approval, job, JobKind.task, plan))
+            await self._conductor.submit(work_by(approval, job, by=by.login, words=words))
         elif approval.kind is ApprovalKind.protected:
-            await self._conductor.submit(self._after(approval, job, JobKind.release, ""))
+            await self._conductor.submit(after(approval, job, JobKind.release, ""))
         else:
             await self._answer(approval, job, by, f"@{by.login} approves this.", words)
 
@@ -298,7 +296,7 @@ class Dialogue:
             )
         text = instructions([said]).text if said is not None and not said.empty else words
         await self._conductor.submit(
-            self._after(
+            after(
                 approval, job, JobKind.plan, text or "The reviewer wants another plan, and does not say why."
             )
         )
@@ -308,28 +306,6 @@ class Dialogue:
         if approval.kind not in (ApprovalKind.plan, ApprovalKind.protected):
             nobody = Actor(login="Nobody", id=0, type="Bot")
             await self._answer(approval, job, nobody, no_decision(approval, why), "")
-
-    def _after(self, approval: Approval, job: Job, kind: JobKind, text: str) -> Request:
-        """The next job of a plan's conversation, in its pull request, for whoever asked for the plan."""
-        return Request(
-            repo=approval.repo,
-            number=approval.pull_number,
-            target=TargetKind.pull_request,
-            trigger=Trigger(delivery_id=f"approval:{approval.id}", event=DECIDED, actor=job.trigger.actor),
-            instructions=text,
-            title=job.title,
-            body=job.body,
-            agent=job.agent,
-            model=job.model,
-            profile=asked_for(job),
-            named=goes_on(job.named),
-            timeout=job.timeout,
-            budget=job.budget,
-            kind=kind,
-            approval_id=None if kind is JobKind.plan else approval.id,
-            left_out=tuple(job.left_out),
-            judged=True,
-        )
 
     async def _answer(self, approval: Approval, job: Job, by: Actor, text: str, words: str) -> None:
         said = "\n\n".join(part for part in (text, words.strip()) if part)

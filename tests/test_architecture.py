@@ -51,6 +51,7 @@ LAYERS: dict[str, int] = {
     "bot.live_words": 1,
     "bot.network": 1,
     "bot.outsiders": 1,
+    "bot.planned_work": 1,
     "bot.permissions": 1,
     "bot.policy": 1,
     "bot.ports": 1,
