@@ -1,4 +1,4 @@
-"""A plan is approved, and its work is refused at that moment: the yes is not spent, and is checked before it is used."""
+"""A plan is approved and its work refused at that moment: the yes is not spent, and is checked before it is used."""
 
 from __future__ import annotations
 
