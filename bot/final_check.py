@@ -28,11 +28,16 @@ from bot.facts import FactFinder
 from bot.github import GitHub
 from bot.github_errors import GitHubError
 from bot.model import Job, Repo
-from bot.repo_config import RepoConfig, RepoConfigError
+from bot.repo_config import PATH, RepoConfig, RepoConfigError
 from bot.reviews import Head, Reviewed, ReviewFinder
 from bot.store import Store
 
 log = structlog.get_logger(__name__)
+
+#: Pull requests that are looked at when a configuration has come; others are when something happens there.
+MAX_LOOKED_AT = 30
+#: Pull requests of one commit that are looked at when its checks are to be run again.
+MAX_AT = 10
 
 _EXTERNAL_ID = re.compile(r"approval:(\d{1,9})(?::(queue|unmerged:[0-9a-f]{8}))?")
 
@@ -120,8 +125,17 @@ class FinalCheck:
         wanted. Whether all that the head of the pull request stands for is approved.
         """
         config = await self._config(repo)
-        if config is None:
-            return False
+        return config is not None and await self._update(repo, number, config, request=request, others=others)
+
+    async def _update(
+        self,
+        repo: Repo,
+        number: int,
+        config: RepoConfig | RepoConfigError,
+        *,
+        request: bool = False,
+        others: bool = False,
+    ) -> bool:
         said = await self._look(repo, number, config, others=others) or []
         for one in said:
             await self._follow(repo, one, config, request=request and one.number == number)
@@ -161,6 +175,25 @@ class FinalCheck:
             return
         await self._show_now(repo, said)
         await self._follow(repo, said, config)
+
+    async def pulls_at(self, repo: Repo, sha: str) -> list[int]:
+        """The open pull requests whose head a commit is; a few, if there are many."""
+        found = [one.number for one in await self._reviews.pulls_with(repo, sha) if one.sha == sha]
+        return sorted(found)[:MAX_AT]
+
+    async def configured(self, repo: Repo, number: int) -> None:
+        """A pull request was merged: if it brought a configuration that wants approvals, look at the open ones.
+
+        As a required check `agent/approval` would be missing there, and nothing need happen there that brings it.
+        """
+        config = await self._config(repo)
+        if config is None or PATH not in (await self._facts.changed_paths(repo, number))[0]:
+            return
+        for one in await self._reviews.open_pulls(repo, MAX_LOOKED_AT):
+            try:
+                await self._update(repo, one, config, others=True)
+            except GitHubError as error:  # it may be gone; the others are none the worse for that
+                log.warning("not looked at", repo=repo.full_name, number=one, error=str(error))
 
     async def rebased(self, repo: Repo, number: int, at: datetime) -> None:
         """A pull request got another base branch: its change is another one, and others may own it there.

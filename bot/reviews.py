@@ -103,6 +103,20 @@ class ReviewFinder:
         found = [_stands(one, repo) async for one in self._client(repo).getiter(url)]
         return [one for one in found if one.open]
 
+    async def open_pulls(self, repo: Repo, limit: int) -> list[int]:
+        """The open pull requests, those that changed last first, ``limit`` of them at most (100).
+
+        https://docs.github.com/en/rest/pulls/pulls#list-pull-requests
+        """
+        url = path(
+            "/repos/{owner}/{repo}/pulls",
+            {"state": "open", "sort": "updated", "direction": "desc", "per_page": limit},
+            owner=repo.owner,
+            repo=repo.name,
+        )
+        found = await self._client(repo).getitem(url)
+        return [int(one["number"]) for one in found[:limit]]
+
     async def queued_with(self, repo: Repo, number: int, sha: str) -> list[int]:
         """The pull requests in a merge queue's commit: ``number``, and those that stand before it in the queue.
 

@@ -43,5 +43,15 @@ async def all_pressed(event: Event, bot: Bot) -> None:
         await bot.conductor.retry_job(job, _trigger(event), ordinal=ordinal)
 
 
+@router.on("check_suite", "rerequested")
+async def all_looked_at(event: Event, bot: Bot) -> None:
+    """The check runs that belong to no job are made anew for the same press: they start nothing and decide nothing."""
+    if event.suite is None:
+        return
+    for number in await bot.final.pulls_at(event.repo, event.suite.head_sha):
+        await bot.config_check.look(event.repo, number)
+        await bot.final.update(event.repo, number, others=True)
+
+
 def _trigger(event: Event) -> Trigger:
     return Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)

@@ -18,7 +18,7 @@ async def review_changed(event: Event, bot: Bot) -> None:
     decided = await bot.desk.reviewed(event)
     if event.review is not None and event.action == "submitted" and not decided:
         await bot.dialogue.reviewed(event, event.review)
-    await bot.final.update(event.repo, event.number)
+    await bot.final.update(event.repo, event.number, others=True)
 
 
 @router.on("pull_request", "synchronize")
@@ -53,6 +53,13 @@ async def text_changed(event: Event, bot: Bot) -> None:
 async def pull_closed(event: Event, bot: Bot) -> None:
     """Nobody need decide about it any more."""
     await bot.desk.closed(event.repo, event.number)
+
+
+@router.on("pull_request", "closed")
+async def pull_merged(event: Event, bot: Bot) -> None:
+    """It may have brought a configuration by which pull requests that are open already want approvals, too."""
+    if event.merged:
+        await bot.final.configured(event.repo, event.number)
 
 
 @router.on("merge_group", "checks_requested")
