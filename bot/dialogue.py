@@ -38,8 +38,11 @@ from bot.named_jobs import goes_on
 from bot.planned_work import after, work_by
 from bot.policy import authorize
 from bot.profiles import asked_for
+from bot.prompts import visible
 from bot.render import render
+from bot.repo_config import RepoConfigError
 from bot.repo_config import of as config_of
+from bot.steps import steps_of
 
 log = structlog.get_logger(__name__)
 
@@ -125,7 +128,8 @@ class Dialogue:
                 await self._reporter.react(repo, number, trigger, "eyes")
                 return joined
         last = worker_of(jobs) or ours[0]
-        return await self._conductor.submit(
+        request = await self._for(
+            last,
             Request(
                 repo=repo,
                 number=number,
@@ -140,8 +144,35 @@ class Dialogue:
                 named=goes_on(last.named),
                 left_out=asked.left_out,
             ),
-            is_open=event.open,
         )
+        if request is None:
+            return None
+        return await self._conductor.submit(request, is_open=event.open)
+
+    async def _for(self, last: Job, request: Request) -> Request | None:
+        """``request`` for the agent of ``last``, or the repository's usual one where that cannot follow a review.
+
+        None when neither can: people are told, once in a pull request. Steps in the review are for whoever runs steps.
+        """
+        why = self._unable(last.agent)
+        if not why:
+            return request
+        try:
+            usual = (await self._facts.repo_config(request.repo)).agent or self._conductor.rules.default_agent
+        except RepoConfigError:
+            return request  # it is refused for that
+        if not self._unable(usual):
+            return request.evolve(agent=usual, model=None, profile=None)
+        if steps_of(visible(request.instructions)):
+            return request
+        trigger = Trigger(
+            delivery_id=f"review-{request.repo.id}-{request.number}-unable",
+            event=FEEDBACK,
+            actor=request.trigger.actor,
+        )
+        text = f"I cannot do what reviews ask for here: {why}. Write `/agent --agent NAME` and what is to be done."
+        await self._reporter.reply(request.repo, request.number, trigger, text)
+        return None
 
     async def _approving(self, repo: Repo, number: int, jobs: list[Job]) -> list[Feedback]:
         """What reviews that approve say about lines of the diff, and no turn has been told yet."""

@@ -125,7 +125,7 @@ async def live(box: World, pulls: list[int]) -> Day:
         await octocat.review(REPO, pull, "COMMENT", "See below.", comments=[remark])
         day.answers[pull] += 1
     for number in pulls:
-        await octocat.review(REPO, number, "REQUEST_CHANGES", "Write it in capitals.")
+        await octocat.review(REPO, number, "REQUEST_CHANGES", "In capitals.\n```sh\necho A > a.txt\n```")
         await octocat.review(REPO, number, "COMMENT", "And have a nice day.")  # is only talk
         day.jobs.append(number)
     for _ in range(3):

@@ -73,7 +73,7 @@ async def test_closing_the_issue_stops_what_its_pull_request_was_asked_and_a_mer
     async with world(tmp_path) as box:
         maria, octocat = box.github.as_user("maria"), box.github.as_user("octocat")
         issue, number = await worked_on(box)
-        await octocat.review(REPO, number, "REQUEST_CHANGES", "Another way, please.")
+        await octocat.review(REPO, number, "REQUEST_CHANGES", "So, please:\n```sh\nseq 2\n```")
         feedback = await box.job(number, nth=1)
         assert (feedback.number, feedback.state) == (number, JobState.queued)
         await maria.close(REPO, issue)

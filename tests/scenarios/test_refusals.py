@@ -471,7 +471,7 @@ TRIGGERS = {
         "pull_request_review",
         "submitted",
         on_the_bots_pull,
-        reviews("Say it in Czech, too.", "REQUEST_CHANGES"),
+        reviews("Say it in Czech, too.\n```sh\necho ahoj\n```", "REQUEST_CHANGES"),
         "job",
         talk=True,
         on_github=True,

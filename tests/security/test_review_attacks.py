@@ -62,7 +62,9 @@ async def jobs(box: World) -> int:
 async def test_06_a_review_that_is_not_what_its_event_says_is_not_read(tmp_path: Path) -> None:
     async with world(tmp_path) as box:
         number = await pull_request(box)
-        await box.github.as_user("octocat").review(REPO, number, "REQUEST_CHANGES", "Two, please.")
+        await box.github.as_user("octocat").review(
+            REPO, number, "REQUEST_CHANGES", "Two, please.\n```sh\nseq 2\n```"
+        )
         await box.dealt_with()
         assert await jobs(box) == 2
         # edited before we could look: what the event says is not what GitHub says, and neither is believed
