@@ -18,19 +18,14 @@ from bot.model import (
     Approval,
     ApprovalKind,
     ApprovalState,
-    Job,
-    JobState,
-    Repo,
-    TargetKind,
-    Trigger,
 )
 from bot.policy import Decision
 from bot.reasons import Reason
 from bot.redact import Redactor
 from bot.store import Store
+from tests.jobs import HELLO, asked_job
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
-REPO = Repo(owner="acme", name="hello", id=10, installation_id=20)
 RITA, TOM = Actor(login="rita", id=5, type="User"), Actor(login="tom", id=6, type="User")
 YES = Decision(root=Reason(question="is it approved", ok=True, said="yes"))
 
@@ -40,7 +35,7 @@ def approval(number: int = 1, **changes: Any) -> Approval:
         "id": f"p{number}",
         "kind": ApprovalKind.network,
         "job_id": f"j{number}",
-        "repo": REPO,
+        "repo": HELLO,
         "pull_number": 7,
         "subject": "May I reach `example.com`?",
         "sha": "a" * 40,
@@ -54,22 +49,7 @@ def approval(number: int = 1, **changes: Any) -> Approval:
 
 async def add_jobs(store: Store, *numbers: int) -> None:
     for number in numbers:
-        job = Job(
-            id=f"j{number}",
-            repo=REPO,
-            number=number,
-            target=TargetKind.issue,
-            trigger=Trigger(delivery_id=f"d{number}", event="issues.labeled", actor=TOM),
-            agent="shell",
-            model=None,
-            instructions="",
-            title="T",
-            body="",
-            timeout=60,
-            state=JobState.queued,
-            created_at=NOW,
-        )
-        assert await store.add_job(job)
+        assert await store.add_job(asked_job(f"j{number}", by=TOM, number=number, created_at=NOW))
 
 
 @pytest.fixture

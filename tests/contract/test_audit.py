@@ -21,13 +21,14 @@ from bot.audit import CONDUCTOR, MAX_JSON, Audit, AuditUnavailable, Wanted, mome
 from bot.audit_chain import GENESIS, AuditKind, Entry, Link, Unreadable, Verifier
 from bot.config import fixed_settings
 from bot.database import create_engine
-from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import Actor, Job, JobState, Repo
 from bot.policy import Decision
 from bot.profiles import Profile, keep
 from bot.reasons import Reason, all_of, as_data
 from bot.redact import MASK, Redactor
 from bot.schema import audit_head, jobs
 from bot.store import Store
+from tests.jobs import asked_job
 
 SECRET = "hunter2-hunter2-hunter2"
 ALICE = Actor(login="alice", id=3, type="User")
@@ -242,21 +243,14 @@ async def test_an_entry_goes_with_its_transaction(engine: AsyncEngine, trail: Au
 
 def job(number: int = 1, **values: Any) -> Job:
     defaults: dict[str, Any] = {
-        "id": f"j{number}",
         "repo": WIDGETS,
         "number": number,
-        "target": TargetKind.issue,
-        "trigger": Trigger(delivery_id=f"d{number}", event="issues.labeled", actor=ALICE),
         "agent": "claude",
-        "model": None,
         "instructions": f"fix it with {SECRET}",
         "title": "t",
         "body": "b",
-        "timeout": 60,
-        "state": JobState.queued,
-        "created_at": datetime.now(UTC),
     }
-    return Job(**(defaults | values))
+    return asked_job(f"j{number}", by=ALICE, **(defaults | values))
 
 
 async def test_a_job_s_life_is_in_the_trail(engine: AsyncEngine, trail: Audit) -> None:
@@ -276,7 +270,7 @@ async def test_a_job_s_life_is_in_the_trail(engine: AsyncEngine, trail: Audit) -
     await store.move("j1", JobState.failed, expected=[JobState.paused], fence=1, **end)
     assert await store.move("j1", JobState.lost, expected=[JobState.running], fence=1) is None
     accepted, answered, ended = await entries(trail)
-    assert (accepted.kind, accepted.actor_id, accepted.delivery_id) == ("job.accepted", 3, "d1")
+    assert (accepted.kind, accepted.actor_id, accepted.delivery_id) == ("job.accepted", 3, "d-j1")
     assert accepted.decision == as_data(yes)
     assert accepted.details["asked"] == f"fix it with {MASK}"
     assert accepted.details["config"] == {"agent": "claude"}

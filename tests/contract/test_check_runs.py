@@ -22,6 +22,7 @@ from bot.sandbox.description import github_description
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.transport import ValidatingTransport
+from tests.made_once import app_key
 from tests.unit.test_golden import job
 
 REPO = "acme/hello"
@@ -70,7 +71,7 @@ class Place:
 
 @pytest.fixture
 async def place() -> AsyncIterator[Place]:
-    async with Sandbox.start() as sandbox:
+    async with Sandbox.start(private_key=app_key()) as sandbox:
         repository = sandbox.world.repository("acme", "hello")
         assert repository is not None
         repo = Repo(owner="acme", name="hello", id=repository.id, installation_id=sandbox.installation_id)

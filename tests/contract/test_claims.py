@@ -12,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bot.claims import PATIENCE, needs_of, queue_name
 from bot.database import create_engine
 from bot.migrations.versions.r0003_scheduling import FILL_THREADS
-from bot.model import FEEDBACK, Actor, AttemptState, Job, JobState, Repo, TargetKind, Trigger, Waiting
+from bot.model import FEEDBACK, Actor, AttemptState, Job, JobState, Repo, Trigger, Waiting
 from bot.policy import PERSON, Limits, Load
 from bot.schema import hosts, jobs
 from bot.store import Store
+from tests.jobs import asked_job
 
 NOW = datetime.now(UTC)
 
@@ -32,25 +33,14 @@ def job(
     """A queued job; each on an issue of its own unless ``number`` says otherwise."""
     number = number or int(name[1:])
     values: dict[str, object] = {
-        "id": name,
         "repo": Repo(owner="acme", name=f"r{repo}", id=repo, installation_id=account),
         "number": number,
-        "target": TargetKind.issue,
-        "trigger": Trigger(
-            delivery_id=f"d-{name}", event="e", actor=Actor(login=f"u{user}", id=user, type="User")
-        ),
-        "agent": "shell",
-        "model": None,
-        "instructions": "",
-        "title": "",
-        "body": "",
         "timeout": 600,
-        "state": JobState.queued,
         "created_at": NOW - timedelta(minutes=5) + timedelta(seconds=int(name[1:])),
         "priority": PERSON,
         "thread_id": f"{repo}-{number}",
     }
-    return Job(**values | changes)  # type: ignore[arg-type]
+    return asked_job(name, by=Actor(login=f"u{user}", id=user, type="User"), **values | changes)
 
 
 async def add(store: Store, *wanted: Job) -> None:

@@ -11,43 +11,24 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from bot.approval_store import ApprovalStore
 from bot.audit import Audit
 from bot.model import (
-    Actor,
     Approval,
     ApprovalKind,
     ApprovalState,
     Job,
     JobKind,
     JobState,
-    Repo,
     TargetKind,
-    Trigger,
 )
 from bot.redact import Redactor
 from bot.store import Store
+from tests.jobs import HELLO, asked_job
 
 NOW = datetime(2026, 11, 21, 12, tzinfo=UTC)
-REPO = Repo(owner="acme", name="hello", id=10, installation_id=20)
 ISSUE, PULL, MARKER = 1, 7, "a" * 40
 
 
 def job(name: str, state: JobState, **changes: Any) -> Job:
-    values: dict[str, Any] = {
-        "id": name,
-        "repo": REPO,
-        "number": ISSUE,
-        "target": TargetKind.issue,
-        "trigger": Trigger(delivery_id=name, event="e", actor=Actor(login="tom", id=6, type="User")),
-        "agent": "shell",
-        "model": None,
-        "instructions": "",
-        "title": "T",
-        "body": "",
-        "timeout": 60,
-        "state": state,
-        "created_at": NOW,
-        "thread_id": name,
-    }
-    return Job(**values | changes)
+    return asked_job(name, **{"state": state, "created_at": NOW, "thread_id": name} | changes)
 
 
 def opener(state: JobState, **changes: Any) -> Job:
@@ -65,7 +46,7 @@ def asked(state: ApprovalState, kind: ApprovalKind = ApprovalKind.plan, **change
         "id": f"p-{state}-{kind}",
         "kind": kind,
         "job_id": "opener",
-        "repo": REPO,
+        "repo": HELLO,
         "pull_number": PULL,
         "subject": "?",
         "sha": MARKER,

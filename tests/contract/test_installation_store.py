@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import pytest
 
 from bot.installation_store import Installation, InstallationStore
-from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import Job, JobState, Repo
 from bot.store import Store
+from tests.jobs import asked_job
 
 HOME = Repo(owner="acme", name="hello", id=7, installation_id=5)
 
 
 def job(number: int, repo: Repo = HOME, state: JobState = JobState.queued) -> Job:
-    return Job(
-        id=f"job-{number}",
-        repo=repo,
-        number=number,
-        target=TargetKind.issue,
-        trigger=Trigger(delivery_id=f"d{number}", event="x", actor=Actor(login="a", id=1, type="User")),
-        agent="shell",
-        model=None,
-        instructions="",
-        title="",
-        body="",
-        timeout=60,
-        state=state,
-        created_at=datetime.now(UTC),
-        thread_id=f"{repo.id}-{number}",
-    )
+    return asked_job(f"job-{number}", repo=repo, number=number, state=state, thread_id=f"{repo.id}-{number}")
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from sqlalchemy import insert
 
 from bot.budget import Scope
 from bot.ledger import GROUPS, Entry, Ledger, day_of, today
-from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger, Usage
+from bot.model import Actor, Job, Repo, Usage
 from bot.schema import attempts, turns
 from bot.store import Store
 from bot.terms import Terms
+from tests.jobs import asked_job
 
 NOW = datetime.now(UTC)
 MINE = Terms(job_id="j1", thread_id="10-1", repo_id=10, actor_id=3)
@@ -30,23 +31,13 @@ def ledger(store: Store) -> Ledger:
 
 
 def job(number: int, login: str, actor_id: int, repo: str) -> Job:
-    return Job(
-        id=f"j{number}",
+    return asked_job(
+        f"j{number}",
+        by=Actor(login=login, id=actor_id, type="User"),
         repo=Repo(owner="acme", name=repo, id=10 * number, installation_id=20),
         number=number,
-        target=TargetKind.issue,
-        trigger=Trigger(
-            delivery_id=f"d{number}",
-            event="issues.labeled",
-            actor=Actor(login=login, id=actor_id, type="User"),
-        ),
         agent="claude",
         model="m",
-        instructions="",
-        title="",
-        body="",
-        timeout=60,
-        state=JobState.queued,
         created_at=NOW,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,9 @@ import pytest
 from bot.config import fixed_settings
 from bot.errors import JobFailed
 from bot.forks import check_fork
-from bot.model import Actor, FailureKind, Job, JobState, Phase, Repo, TargetKind, Trigger
+from bot.model import FailureKind, Job, JobState, Phase, TargetKind
 from bot.repo_config import dump, parse
+from tests.jobs import asked_job
 
 
 def git(folder: Path, *argv: str) -> str:
@@ -54,15 +54,15 @@ def commit(folder: Path, files: dict[str, str], *, orphan: bool = False) -> str:
 
 
 def job(base_sha: str | None, config: str = "") -> Job:
-    trigger = Trigger(
-        delivery_id="d", event="issue_comment.created", actor=Actor(login="m", id=1, type="User")
+    return asked_job(
+        event="issue_comment.created",
+        number=7,
+        target=TargetKind.pull_request,
+        state=JobState.running,
+        fork=True,
+        base_sha=base_sha,
+        config=dump(parse(config)),
     )
-    return Job(
-        id="j1", repo=Repo(owner="a", name="b", id=1, installation_id=2), number=7,
-        target=TargetKind.pull_request, trigger=trigger, agent="shell", model=None, instructions="", title="",
-        body="", timeout=60, state=JobState.running, created_at=datetime.now(UTC), fork=True,
-        base_sha=base_sha, config=dump(parse(config)),
-    )  # fmt: skip
 
 
 async def refused(

@@ -2,54 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bot.errors import ConductorError
 from bot.github import GitHub
 from bot.housekeeping import Housekeeping
-from bot.model import Actor, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import Job, JobState
 from bot.queue import Dispatcher
 from bot.redact import Redactor
 from bot.report import Reporter
 from bot.scheduling import Scheduler
 from bot.store import Store
+from tests.jobs import asked_job
+from tests.made_once import app_key
 
 NOWHERE = "127.0.0.1:1"
 
 
 def job(name: str, state: JobState, **changes: Any) -> Job:
-    values: dict[str, Any] = {
-        "id": name,
-        "repo": Repo(owner="acme", name="hello", id=10, installation_id=20),
-        "number": 1,
-        "target": TargetKind.issue,
-        "trigger": Trigger(delivery_id=name, event="e", actor=Actor(login="tom", id=6, type="User")),
-        "agent": "shell",
-        "model": None,
-        "instructions": "",
-        "title": "T",
-        "body": "",
-        "timeout": 60,
-        "state": state,
-        "created_at": datetime.now(UTC),
-        "thread_id": name,
-    }
-    return Job(**values | changes)
-
-
-@functools.cache
-def private_key() -> str:
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    private, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    return key.private_bytes(serialization.Encoding.PEM, private, plain).decode()
+    return asked_job(name, **{"state": state, "thread_id": name} | changes)
 
 
 @asynccontextmanager
@@ -65,7 +41,7 @@ async def keeper(
         done.append("also")
 
     dispatcher = Dispatcher(f"redis://{NOWHERE}/0")
-    async with GitHub(f"http://{NOWHERE}", "1", private_key()) as github:
+    async with GitHub(f"http://{NOWHERE}", "1", app_key()) as github:
         yield Housekeeping(
             store=store,
             scheduler=Scheduler(store, dispatcher),

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bot.budget import Scope
 from bot.config import fixed_settings
-from bot.database import create_engine, upgrade
+from bot.database import create_engine
 from bot.ledger import Entry, Ledger, today
 from bot.model import FailureKind, Usage
 from bot.terms import Terms
@@ -24,6 +24,7 @@ from runners.gateway.desk import Desk
 from runners.gateway.llm_budget import NoMoney, Purse
 from tests.llm import Script, ScriptedLlm
 from tests.llm_gate import GEMINI_TOOLS, MODEL, TOOLS, Front, front, raw_upstream
+from tests.made_once import migrated
 
 PRICES = {"scripted-1": {"input": 10, "output": 100}}  # the scripted answer of 100 + 20 tokens: 0.3 cents
 TERMS = Terms(job_id="j1", thread_id="10-1", repo_id=10, actor_id=3)
@@ -39,8 +40,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[AsyncEngine]:
     """SQLite alone: tests/contract/test_ledger.py asks both."""
-    made = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'conductor.db'}")
-    await upgrade(made)
+    made = create_engine(migrated(tmp_path / "conductor.db"))
     yield made
     await made.dispose()
 

@@ -32,7 +32,6 @@ from bot.model import (
     JobState,
     Phase,
     Repo,
-    TargetKind,
     Trigger,
 )
 from bot.performer import _Attempt
@@ -41,6 +40,8 @@ from bot.repository_setup import RepositorySetup
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.server import heart
+from tests.jobs import asked_job
+from tests.made_once import app_key
 from tests.scenarios.world import settings_for
 
 
@@ -73,29 +74,8 @@ class Box:
         """A job of acme/hello that waits."""
         repository = self.github.world.repository("acme", "hello")
         assert repository is not None
-        job = Job(
-            id=f"waits-{number}",
-            repo=Repo(
-                owner="acme",
-                name="hello",
-                id=repository.id,
-                installation_id=self.installation,
-            ),
-            number=number,
-            target=TargetKind.issue,
-            trigger=Trigger(
-                delivery_id=f"d{number}", event="x", actor=Actor(login="maria", id=1, type="User")
-            ),
-            agent="shell",
-            model=None,
-            instructions="",
-            title="",
-            body="",
-            timeout=60,
-            state=JobState.queued,
-            created_at=datetime.now(UTC),
-            thread_id=f"{repository.id}-{number}",
-        )
+        repo = Repo(owner="acme", name="hello", id=repository.id, installation_id=self.installation)
+        job = asked_job(f"waits-{number}", repo=repo, number=number, thread_id=f"{repository.id}-{number}")
         await self.conductor.store.add_job(job)
         return job.id
 
@@ -141,7 +121,7 @@ class Box:
 @pytest.fixture
 async def box(tmp_path: Path) -> AsyncIterator[Box]:
     async with contextlib.AsyncExitStack() as stack:
-        sandbox = await stack.enter_async_context(Sandbox.start())
+        sandbox = await stack.enter_async_context(Sandbox.start(private_key=app_key()))
         await sandbox.as_user("maria").open_issue("acme/hello", "T")
         redis = await stack.enter_async_context(EmbeddedRedis(tmp_path / "redis"))
         settings = settings_for(sandbox, tmp_path, redis.url, None)

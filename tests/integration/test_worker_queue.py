@@ -17,34 +17,20 @@ from rq.job import Job as RQJob
 from rq.serializers import JSONSerializer
 from sqlalchemy import select, text
 
-from bot.database import create_engine, upgrade
+from bot.database import create_engine
 from bot.errors import InfrastructureError
-from bot.model import Actor, Attempt, AttemptState, Job, JobState, Repo, TargetKind, Trigger
+from bot.model import Attempt, AttemptState, Job, JobState
 from bot.queue import ENTRY, Dispatcher
 from bot.schema import attempts, hosts
 from bot.store import Store
 from runners import worker as rq_side
 from runners.supervisor import Perform, Slots, Supervisor
+from tests.jobs import asked_job
+from tests.made_once import migrated
 
 
 def job(number: int) -> Job:
-    return Job(
-        id=f"j{number}",
-        repo=Repo(owner="acme", name="hello", id=10, installation_id=20),
-        number=number,
-        target=TargetKind.issue,
-        trigger=Trigger(
-            delivery_id=f"d{number}", event="issues.labeled", actor=Actor(login="maria", id=3, type="User")
-        ),
-        agent="shell",
-        model=None,
-        instructions="",
-        title="",
-        body="",
-        timeout=600,
-        state=JobState.queued,
-        created_at=datetime.now(UTC),
-    )
+    return asked_job(f"j{number}", number=number, timeout=600)
 
 
 class Workers:
@@ -100,8 +86,7 @@ async def host(
 
 @pytest.fixture
 async def sqlite(tmp_path: Path) -> AsyncIterator[Store]:
-    engine = create_engine(f"sqlite+aiosqlite:///{tmp_path / 'c.db'}")
-    await upgrade(engine)
+    engine = create_engine(migrated(tmp_path / "c.db"))
     yield Store(engine)
     await engine.dispose()
 
