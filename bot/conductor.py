@@ -45,6 +45,7 @@ from bot.model import (
 )
 from bot.named_jobs import CannotStart, listing, request_for, with_needs
 from bot.named_jobs import keep as keep_named
+from bot.once_more import SAME, Instead, done_by, otherwise
 from bot.outsiders import task_text
 from bot.planned_work import not_begun, work_by
 from bot.policy import (
@@ -63,7 +64,7 @@ from bot.policy import (
     once,
     throttle,
 )
-from bot.profiles import asked_for, keep
+from bot.profiles import keep
 from bot.reasons import all_of
 from bot.render import render, waiting_words
 from bot.repo_config import PATH as CONFIG_PATH
@@ -77,6 +78,8 @@ from bot.store import Store
 from bot.terms import Terms
 
 log = structlog.get_logger(__name__)
+
+_OTHERWISE = "nobody has approved that another agent, model or profile is used"
 
 
 class Conductor:
@@ -293,14 +296,13 @@ class Conductor:
         trigger: Trigger,
         *,
         ordinal: int = 0,
-        budget: float | None = None,
-        timeout: int | None = None,
+        instead: Instead = SAME,
     ) -> Job | None:
         """Do the last job of this issue or pull request once more, as a new job.
 
         Where that made a plan that was approved, the work by it is meant, also when that was refused then and no job
-        has begun it: under the same approval, which is checked before it is used, as ever. ``budget`` and ``timeout``
-        replace its own; they are decided about as for any job.
+        has begun it: under the same approval, which is checked before it is used, as ever. ``instead``: what is to be
+        otherwise; it is decided about as for any job, and planned anew where another one was approved.
         """
         if not await self.allowed(repo, number, trigger):
             return None
@@ -312,10 +314,11 @@ class Conductor:
             return None
         last = await self._work_of(jobs[0], but=new_id)
         plan = await self._not_begun(last, but=new_id)
-        if plan is not None:
-            request = work_by(plan, last, by=plan.decided_by or "", words=plan.words)
-            request = request.evolve(
-                trigger=trigger, timeout=timeout, budget=last.budget if budget is None else budget
+        if plan is not None and not otherwise(last, instead):
+            request = work_by(plan, last, by=plan.decided_by or "", words=plan.words).evolve(
+                trigger=trigger,
+                timeout=instead.timeout,
+                budget=last.budget if instead.budget is None else instead.budget,
             )
             return await self.submit(request, ordinal=ordinal)
         return await self.retry_job(
@@ -324,8 +327,8 @@ class Conductor:
             number=number,
             ordinal=ordinal,
             allowed=True,
-            budget=budget,
-            timeout=timeout,
+            instead=instead,
+            why=_OTHERWISE if plan is not None else "",
         )
 
     async def retry_job(
@@ -338,16 +341,18 @@ class Conductor:
         allowed: bool = False,
         go_on: bool = False,
         words: str = "",
-        budget: float | None = None,
-        timeout: int | None = None,
+        instead: Instead = SAME,
+        why: str = "",
     ) -> Job | None:
         """Do one job once more, as a new job.
 
         ``number``: where to answer; ``allowed``: that was asked already; ``go_on``: from where it stopped, with
-        ``words`` to go by; ``budget``, ``timeout``: what it may cost and take, instead of what was said then.
+        ``words`` to go by; ``instead``: with what it is done now; ``why`` an approved plan is made anew, when that is
+        known.
 
         What an approved plan started goes on under the same approval while that may hold; it is checked again before
-        the work starts. Else, and with ``words``, which nobody has approved, it is planned anew; people are told why.
+        the work starts. Else, and with ``words`` or another agent, model or profile, which nobody has approved, it is
+        planned anew; people are told why.
         """
         repo, number = last.repo, number or last.number
         if not allowed and not await self.allowed(repo, number, trigger):
@@ -357,16 +362,17 @@ class Conductor:
             text = f"Job `{last.id}` is still {last.state}. `/agent cancel` stops it."
             await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
             return None
-        kind, approval_id, why = last.kind, last.approval_id, ""
+        kind, approval_id = last.kind, last.approval_id
         instructions = with_words(last.instructions, words) if words else last.instructions
         if last.kind is JobKind.fix and words:
             kind = JobKind.task  # as with `/agent fix` and words
         if last.kind is JobKind.task and last.approval_id is not None:
             plan = await self._approvals.approval(last.approval_id)
-            if why := _why_planned_anew(plan, last, await self.store.tries(last), words):
+            why = _why_planned_anew(plan, last, await self.store.tries(last), words)
+            if why := why or (_OTHERWISE if otherwise(last, instead) else ""):
                 kind, approval_id, go_on = JobKind.plan, None, False
                 instructions = await self._to_plan_anew(plan, last, words)
-        job = await self.submit(
+        request = done_by(
             Request(
                 repo=repo,
                 # where the work was asked for: a retry in the pull request goes on with its issue's task
@@ -376,27 +382,23 @@ class Conductor:
                 instructions=instructions,
                 title=last.title,
                 body=last.body,
-                agent=last.agent,
-                model=last.model,
-                timeout=timeout,
-                usual_timeout=last.timeout,
                 # of a pull request it was found out, and not asked for
                 base=last.base if last.target is TargetKind.issue else None,
                 retry_of=last.id,
-                budget=last.budget if budget is None else budget,
                 go_on=go_on,
                 kind=kind,
                 approval_id=approval_id,
                 left_out=tuple(last.left_out),
                 judged=True,
-                profile=asked_for(last),
-                named=last.named,
                 asked_in=last.asked_in if last.asked_in != last.number else None,
             ),
-            ordinal=ordinal,
+            last,
+            instead,
         )
+        job = await self.submit(request, ordinal=ordinal)
         if why and job is not None and job.kind is JobKind.plan:
-            text = f"Job `{last.id}` carried out an approved plan. This is planned anew: {why}."
+            did = "carried out" if last.approval_id is not None else "made"
+            text = f"Job `{last.id}` {did} an approved plan. This is planned anew: {why}."
             await self._best_effort(self.reporter.reply(repo, number, trigger, text, ordinal=ordinal), job)
         return job
 
@@ -408,8 +410,7 @@ class Conductor:
         words: str,
         *,
         ordinal: int = 0,
-        budget: float | None = None,
-        timeout: int | None = None,
+        instead: Instead = SAME,
     ) -> Job | None:
         """Answer the question that a paused job asks; or go on from where the last job stopped, as a new job."""
         if not await self.allowed(repo, number, trigger, more=True):
@@ -427,8 +428,8 @@ class Conductor:
                     text = "This waits for a review; a comment decides nothing. `/agent approve` says where to click."
                     await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
                     return None
-                if budget is not None or timeout is not None:
-                    text = "A paused job keeps its limits. Write `/agent resume` and your answer, without options."
+                if not instead.empty:
+                    text = "A paused job keeps its agent and limits. Write `/agent resume` and the answer, no options."
                     await self.reporter.reply(repo, number, trigger, text, ordinal=ordinal)
                     return None
                 return await self._answer(paused, trigger, words, number, ordinal)
@@ -444,8 +445,7 @@ class Conductor:
             allowed=True,
             go_on=True,
             words=words,
-            budget=budget,
-            timeout=timeout,
+            instead=instead,
         )
 
     async def _answer(

@@ -197,7 +197,8 @@ FAILED: dict[FailureKind, str] = {
 
 #: The next step for each kind of failure.
 HINTS: dict[FailureKind, str] = {
-    FailureKind.quota: "Wait for the limit to reset or raise it with the provider, then comment `/agent retry`.",
+    FailureKind.quota: "Wait for the limit to reset or raise it with the provider, then comment `/agent retry`; "
+    "or `/agent retry --agent NAME` for another agent.",
     FailureKind.auth: "The server's operator must check the LLM key and what it may use.",
     FailureKind.configuration: "The server's operator must complete the settings, then comment `/agent retry`.",
     FailureKind.infrastructure: "This is often temporary: comment `/agent retry` in a few minutes.",

@@ -118,26 +118,27 @@ OPTIONS: Mapping[str, Option] = {
         Option(
             name="timeout",
             value="TIME",
-            description="the time limit: 90s, 30m, 2h; also of `retry`, `resume`",
+            description="the time limit: 90s, 30m, 2h",
         ),
         Option(
             name="budget",
             value="DOLLARS",
-            description="what the job may cost: 2.50; also of `retry`, `resume`",
+            description="what the job may cost: 2.50",
         ),
         Option(
             name="profile",
             value="NAME",
             description="how it is to be done: a profile of the repository, or a bundled one; `none`: without",
         ),
-        Option(name="base", value="BRANCH", description="start from this branch (issues only)"),
+        Option(
+            name="base",
+            value="BRANCH",
+            description="start from this branch (issues only; not of `retry` and `resume`)",
+        ),
     )
 }
 #: Options that other commands than `run` take, too.
-_ALSO_OF: Mapping[str, frozenset[str]] = {
-    "retry": frozenset({"budget", "timeout"}),
-    "resume": frozenset({"budget", "timeout"}),
-}
+_ALSO_OF: Mapping[str, frozenset[str]] = dict.fromkeys(("retry", "resume"), frozenset(OPTIONS) - {"base"})
 #: Commands that mean nothing without words, and what is said then.
 _NEED_TEXT: Mapping[str, str] = {
     "run": "Say what to do",
@@ -238,7 +239,7 @@ def _parse(first: str, more: str) -> Command:
     if "profile" in options and not is_profile_name(options["profile"]):
         return Command(name="", problem="`--profile` needs a name such as `reviewer`, and no path.")
     if name not in KINDS and name != "job" and set(options) - _ALSO_OF.get(name, frozenset()):
-        known = " and ".join(f"`--{option}`" for option in sorted(_ALSO_OF.get(name, ())))
+        known = ", ".join(f"`--{option}`" for option in sorted(_ALSO_OF.get(name, ())))
         takes = f"only the options {known}" if known else "no options"
         return Command(name="", problem=f"`{PREFIX} {name}` takes {takes}.")
     if name in _NEED_TEXT and not text:
@@ -279,7 +280,7 @@ def help_table() -> str:
             "|---|---|",
             *rows,
             "",
-            "| option of `run`, `plan`, `review`, `fix`, `ask` and `job` | meaning |",
+            "| option of `run`, `plan`, `review`, `fix`, `ask`, `job`, `retry` and `resume` | meaning |",
             "|---|---|",
             *options,
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bot.events import Event
 from bot.feedback import Asked
 from bot.model import JobKind, Request, TargetKind, Trigger
+from bot.once_more import Instead
 from bot.routing import Router
 from bot.slash import KINDS, Command, parse_commands
 from handlers.context import Bot
@@ -117,14 +118,10 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
     elif command.name == "cancel":
         await bot.conductor.cancel(repo, number, trigger, ordinal=ordinal)
     elif command.name == "retry":
-        await bot.conductor.retry(
-            repo, number, trigger, ordinal=ordinal, budget=command.budget, timeout=command.timeout
-        )
+        await bot.conductor.retry(repo, number, trigger, ordinal=ordinal, instead=_instead(command))
     elif command.name == "resume":
         words = (await _asked(command, event, bot)).text
-        await bot.conductor.resume(
-            repo, number, trigger, words, ordinal=ordinal, budget=command.budget, timeout=command.timeout
-        )
+        await bot.conductor.resume(repo, number, trigger, words, ordinal=ordinal, instead=_instead(command))
     elif command.name == "tell":
         words = (await _asked(command, event, bot)).text
         await bot.dialogue.tell(repo, number, trigger, words, ordinal=ordinal)
@@ -137,6 +134,16 @@ async def carry_out(command: Command, event: Event, trigger: Trigger, bot: Bot, 
         await bot.conductor.status(repo, number, trigger, ordinal=ordinal)
     else:
         await bot.conductor.help(repo, number, trigger, ordinal=ordinal)
+
+
+def _instead(command: Command) -> Instead:
+    return Instead(
+        agent=command.options.get("agent"),
+        model=command.options.get("model"),
+        profile=command.options.get("profile"),
+        timeout=command.timeout,
+        budget=command.budget,
+    )
 
 
 async def _start(request: Request, event: Event, bot: Bot, ordinal: int) -> None:

@@ -50,6 +50,7 @@ LAYERS: dict[str, int] = {
     "bot.limits": 1,
     "bot.live_words": 1,
     "bot.network": 1,
+    "bot.once_more": 1,
     "bot.outsiders": 1,
     "bot.planned_work": 1,
     "bot.permissions": 1,

@@ -138,7 +138,7 @@ async def test_an_agents_question_is_asked_and_answered_in_the_thread(tmp_path: 
         await maria.reply(REPO, number, thread, "/agent resume --timeout 30m red")
         await box.dealt_with()
         _, answer = await in_thread(box, number, thread)
-        assert "A paused job keeps its limits." in answer
+        assert "A paused job keeps its agent and limits." in answer
         assert (await box.job(number)).state is JobState.paused
         await maria.reply(REPO, number, thread, "/agent resume red, as everywhere")
         prompt = await told(box, await box.ended(number))
