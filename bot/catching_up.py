@@ -2,7 +2,8 @@
 
 GitHub's log of deliveries (:mod:`bot.delivery_log`) tells what was sent and never taken; what is older than the log
 is found in the repositories (:mod:`bot.unanswered`). Both are put into the inbox under ids that do not change, so
-that each is served once, however often this begins anew, and the oldest come first.
+that each is served once, however often this begins anew, and the oldest come first. What was taken and could not be
+dealt with (:mod:`bot.processor` gave it up) waits in the inbox: it is tried again now and then.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ OLDEST = timedelta(days=30)
 ATTEMPTS = 50_000
 TAKEN = 2_000
 KNOWN_AT_ONCE = 200
+#: What was given up is tried once more when that is so long ago, until it is as old as what GitHub's log holds ...
+GIVEN_UP_FOR = timedelta(hours=1)
+#: ... and so many of them with one reading, so that what can never be dealt with does not crowd out the rest.
+PUT_BACK = 200
 
 Wanted = Mapping[str, frozenset[str]]
 
@@ -182,6 +187,7 @@ class CatchingUp:
                     break
                 if seen % 100 == 0:
                     yield
+        await self._put_back(began)  # now that GitHub answers
         if not reached and (last is None or began - last.looked > LOG_KEPT):
             # what the log still holds comes with its own ids
             until = min(oldest, began - LOG_KEPT) - DELIVERED_WITHIN
@@ -206,6 +212,15 @@ class CatchingUp:
             log.warning("more deliveries were missed than are taken up at once", left=left)
             return
         await self._cursors.set(CURSOR, _Position(newest=newest, looked=began).model_dump_json())
+
+    async def _put_back(self, now: datetime) -> None:
+        """Try again what was given up: GitHub was away for longer than a delivery is tried, or we had a fault."""
+        found = await self._inbox.put_back(
+            came_after=now - LOG_KEPT, failed_before=now - GIVEN_UP_FOR, limit=PUT_BACK
+        )
+        for one in found:
+            log.info("a delivery that was given up is tried again", delivery=one.id)
+            self._take(one.id, one.subject)
 
     async def _last(self) -> _Position | None:
         found = await self._cursors.get(CURSOR)

@@ -3,7 +3,7 @@
 Puts that come at the same time share a transaction: while one commit runs the next batch gathers, so that the
 disk is asked once for many deliveries. A delivery is ``received`` until it is ``done`` or ``failed``; a
 redelivery carries the same id (https://docs.github.com/en/webhooks/testing-and-troubleshooting-webhooks/redelivering-webhooks),
-is a duplicate of the first two, and takes up a failed one again.
+is a duplicate of the first two, and takes up a failed one again. A failed one can also be put back as it is stored.
 
 Each delivery belongs to the server that stored it, so that several on one database do not work off the same one.
 What nobody works off any more is claimed by another.
@@ -43,7 +43,7 @@ class State(enum.StrEnum):
 
     received = "received"  # on disk, not worked off yet
     done = "done"
-    failed = "failed"  # given up; a redelivery takes it up again
+    failed = "failed"  # given up; a redelivery or put_back() takes it up again
 
 
 class Stored(enum.StrEnum):
@@ -266,6 +266,37 @@ class Inbox:
                 )
                 claimed.update((await connection.execute(statement)).scalars())
         return claimed
+
+    async def put_back(self, *, came_after: datetime, failed_before: datetime, limit: int) -> list[Waiting]:
+        """Let failed deliveries wait again, as this server's; returns those that do, oldest first.
+
+        Those that failed longest ago come first, at most ``limit``. Their tries stay counted, so that each is tried
+        once before it is given up again. Of several servers that ask at once, one gets each.
+        """
+        table = deliveries.c
+        these = (
+            select(table.id)
+            .where(
+                table.state == State.failed,
+                table.received_at > came_after,
+                table.finished_at < failed_before,
+            )
+            .order_by(table.finished_at, table.id)
+            .limit(limit)
+        )
+        statement = (
+            update(deliveries)
+            .where(table.id.in_(these), table.state == State.failed)
+            .values(state=State.received, server=self.server, finished_at=None)
+            .returning(table.id, table.received_at, table.subject)
+        )
+        async with asyncio.timeout(COMMIT_LIMIT), self._engine.begin() as connection:
+            rows = (await connection.execute(statement)).all()
+        found = (
+            Waiting(id=row.id, received_at=row.received_at, subject=row.subject, server=self.server)
+            for row in rows
+        )
+        return sorted(found, key=lambda one: (one.received_at, one.id))
 
     async def about(self, subject: str, event: str, *, limit: int = 200) -> list[Delivery]:
         """The newest stored deliveries of ``event`` about ``subject``, whatever became of them."""

@@ -323,6 +323,45 @@ async def test_a_failed_delivery_becomes_that_of_who_got_it_again(engine: AsyncE
     await second.aclose()
 
 
+async def test_what_was_given_up_is_put_back_once(engine: AsyncEngine) -> None:
+    """By one of several servers, as often as it is put back with one try each, and neither too old nor too young."""
+    one, other = Inbox(engine, server="one"), Inbox(engine, server="other")
+    hour = timedelta(hours=1)
+    for key, ago in (
+        ("younger", 10.0),
+        ("older", 20.0),
+        ("too old", 7200.0),
+        ("done", 10.0),
+        ("waits", 10.0),
+    ):
+        await one.put(a_delivery(key, body=b'{"kept":1}', ago=ago))
+    for key in ("younger", "older", "too old"):
+        await one.failed(key, "no")
+    await one.done("done")
+    now = datetime.now(UTC)
+    assert await other.put_back(came_after=now - hour, failed_before=now - hour, limit=9) == []
+    found = await asyncio.gather(
+        *(inbox.put_back(came_after=now - hour, failed_before=now + hour, limit=9) for inbox in (one, other))
+    )
+    (mine,) = (waiting for waiting in found if waiting)
+    assert [waiting.id for waiting in mine] == ["older", "younger"]
+    whose = one if mine[0].server == "one" else other
+    again = await whose.get("older")
+    assert again is not None
+    assert (again.tries, again.body) == (1, b'{"kept":1}')
+    assert await other.states(["too old", "done", "waits"]) == {
+        "too old": State.failed,
+        "done": State.done,
+        "waits": State.received,
+    }
+    await whose.failed("younger", "no")
+    await whose.failed("older", "no")
+    (first,) = await whose.put_back(came_after=now - hour, failed_before=now + hour, limit=1)
+    assert first.id == "younger"  # the other one failed after it
+    await one.aclose()
+    await other.aclose()
+
+
 async def test_states_of_many(inbox: Inbox) -> None:
     for key in ("waits", "done", "failed"):
         await inbox.put(a_delivery(key))

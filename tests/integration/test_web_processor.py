@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from bot.inbox import Delivery, Inbox, State
-from bot.processor import Processor
+from bot.processor import RETRY_DELAYS, Processor
 
 
 @pytest.fixture
@@ -259,6 +259,30 @@ async def test_a_retry_that_waits_does_not_hold_up_the_end(inbox: Inbox) -> None
             await asyncio.sleep(0.01)
         await processor.close()
     assert await inbox.state("d1") is State.received
+
+
+async def test_what_was_given_up_and_put_back_is_tried_once(inbox: Inbox) -> None:
+    seen = Recorder()
+    await store(inbox, "d1", "d2")
+    for key in ("d1", "d2"):
+        for _ in RETRY_DELAYS:
+            await inbox.tried(key, "GitHub is away")
+        await inbox.failed(key, "GitHub is away")
+
+    async def handle(delivery: Delivery) -> None:
+        await seen(delivery)
+        if delivery.id == "d1":
+            raise RuntimeError("GitHub is away")
+
+    processor = Processor(inbox, handle)
+    processor.start()
+    now = datetime.now(UTC)
+    for one in await inbox.put_back(came_after=datetime.min.replace(tzinfo=UTC), failed_before=now, limit=9):
+        processor.take(one.id, one.subject)
+    await until(inbox, State.failed, "d1")
+    await until(inbox, State.done, "d2")
+    await processor.close()
+    assert sorted(seen.ids) == ["d1", "d2"]
 
 
 async def test_every_line_of_a_handler_carries_the_delivery(inbox: Inbox) -> None:
