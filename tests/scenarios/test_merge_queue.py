@@ -62,17 +62,21 @@ async def until(so: Callable[[], bool]) -> None:
             await asyncio.sleep(0.05)
 
 
-async def approved(box: World, number: int, *required: str) -> str:
+async def approved(box: World, number: int, *required: str, by_status: bool = False) -> str:
     """Octocat approves, and the bot queues it: the queue's commit, on which the bot says that it is approved.
 
-    ``required``: check runs that end on the head after that.
+    ``required``: check runs that end on the head after that; ``by_status``: commit statuses.
     """
     await box.github.as_user("octocat").review(REPO, number, "APPROVE", "Good.")
     if required:
         await until(lambda: unmerged(box, number))
         assert pull_of(box, number).queued is None, "GitHub takes nothing that is not ready"
         for name in required:
-            await box.github.as_app("ci").check(REPO, pull_of(box, number).head_sha, name, "success")
+            ci, head = box.github.as_app("ci"), pull_of(box, number).head_sha
+            if by_status:
+                await ci.status(REPO, head, "success", context=name)
+            else:
+                await ci.check(REPO, head, name, "success")
     await until(lambda: pull_of(box, number).queued is not None)
     entry = pull_of(box, number).queued
     assert entry is not None
@@ -126,7 +130,7 @@ async def test_what_the_queue_throws_out_waits_for_a_person(tmp_path: Path) -> N
 async def test_what_is_approved_no_more_leaves_the_queue(how: str, tmp_path: Path) -> None:
     async with world(tmp_path, approvals_required=1) as box:
         number = await offered(box, CHECK_NAME, "ci")
-        sha = await approved(box, number, "ci")
+        sha = await approved(box, number, "ci", by_status=True)
         octocat = box.github.as_user("octocat")
         if how == "refused":
             await box.github.as_user("maria").review(REPO, number, "REQUEST_CHANGES", "Wait.")
