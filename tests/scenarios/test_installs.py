@@ -42,6 +42,13 @@ async def two_jobs(box: World) -> tuple[int, int]:
     return first, second
 
 
+async def all_are_told(box: World) -> None:
+    """By housekeeping, some time after a job's end."""
+    async with asyncio.timeout(60), box.later():
+        while await box.store.unreported_jobs():
+            await asyncio.sleep(0.05)
+
+
 def labels(box: World, repo: str = REPO) -> set[str]:
     repository = box.github.world.repository(*repo.split("/"))
     assert repository is not None
@@ -67,9 +74,7 @@ async def test_removed(tmp_path: Path) -> None:
         known = await InstallationStore(box.store.engine).get(installation)
         assert known is not None
         assert known.removed
-        async with asyncio.timeout(60):
-            while await box.store.unreported_jobs():  # nobody is there to be told
-                await asyncio.sleep(0.1)
+        await all_are_told(box)  # nobody is there to be told
         assert any("deleted" in one for one in await audited(box))
 
 
@@ -84,8 +89,9 @@ async def test_suspended_and_back(tmp_path: Path) -> None:
             assert stopped.cancel_requested_by == "octocat, who suspended the App"
         assert await asked(box, SHORT) > second  # nobody hears of it
         octocat.unsuspend_app("acme")
+        await box.dealt_with()
+        await all_are_told(box)
         for number in (first, second):
-            await box.ended(number)
             assert "Cancelled** by octocat, who suspended the App" in box.stickies(number)[-1]
         third = await asked(box, SHORT)
         assert (await box.ended(third)).state is JobState.succeeded
@@ -233,9 +239,7 @@ async def test_a_transfer_while_a_job_runs_and_another_waits(tmp_path: Path) -> 
                 "octocat, who took the App out of this repository",
                 "octocat, who moved this repository to another account",
             )
-        async with asyncio.timeout(60):
-            while await box.store.unreported_jobs():
-                await asyncio.sleep(0.05)
+        await all_are_told(box)
         assert list(await box.github.branches("octocat/hello")) == ["main"]
         again = await done_again(box, before[1], "octocat/hello")
         assert (again.repo.full_name, again.state) == ("octocat/hello", JobState.succeeded)
@@ -252,9 +256,7 @@ async def test_a_transfer_to_an_account_without_the_app(tmp_path: Path) -> None:
                 while not (stopped := await box.store.job(job.id) or job).state.final:
                     await asyncio.sleep(0.05)
             assert stopped.state is JobState.cancelled
-        async with asyncio.timeout(60):
-            while await box.store.unreported_jobs():  # nobody is there to be told
-                await asyncio.sleep(0.05)
+        await all_are_told(box)  # nobody is there to be told
         assert await asked(box, SHORT, "octocat/hello")  # nobody hears of it
         await box.dealt_with()
         assert len(await box.store.recent_jobs()) == len(before)

@@ -295,12 +295,12 @@ async def test_a_question_for_reviewers_has_its_own_time(tmp_path: Path) -> None
         async with box.store.engine.begin() as connection:
             await connection.execute(update(jobs).values(asked_at=now - timedelta(days=3)))
         # the newest is looked at first: when the other one is over, this one was seen
-        assert (await box.ended(without)).state is JobState.timed_out
+        assert (await box.given_up(without)).state is JobState.timed_out
         assert (await box.job(number)).state is JobState.paused
         ended = await approvals(box).end(question, ApprovalState.withdrawn, why="it is over")
         assert ended is not None
         await approvals(box).settle(ended)
-        assert (await box.ended(number)).state is JobState.timed_out
+        assert (await box.given_up(number)).state is JobState.timed_out
 
 
 async def test_where_the_pull_request_is_closed_the_agent_hears_of_that(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ async def test_a_question_that_nobody_answers_ends_the_job(tmp_path: Path) -> No
         number = await asked(box, hibernated=True)
         async with box.store.engine.begin() as connection:
             await connection.execute(update(jobs).values(asked_at=datetime.now(UTC) - timedelta(days=3)))
-        job = await box.ended(number)
+        job = await box.given_up(number)
         assert job.state is JobState.timed_out
         assert "Nobody answered the agent's question within 48 h" in job.message
         assert "Nobody answered" in box.stickies(number)[0]

@@ -7,11 +7,12 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from bot.audit import Audit
 from bot.audit_chain import Verifier
@@ -22,6 +23,7 @@ from bot.model import Job
 from bot.redact import Redactor
 from bot.sandbox.sandbox import Sandbox
 from bot.schema import deliveries
+from bot.schema import jobs as jobs_table
 from bot.server import server
 from bot.store import Store
 from bot.worker import worker
@@ -77,6 +79,27 @@ class World:
             while job.id in {other.id for other in await self.store.unreported_jobs()}:
                 await asyncio.sleep(LOOK_INTERVAL)
         return job
+
+    async def given_up(self, number: int) -> Job:
+        """The issue's job when housekeeping has ended it and told that, each in a round of its own."""
+        async with self.later():
+            await self._until(lambda jobs: jobs[0] if jobs and jobs[0].state.final else None, number, 60)
+        async with self.later():
+            return await self.ended(number)
+
+    @contextlib.asynccontextmanager
+    async def later(self) -> AsyncIterator[None]:
+        """A minute has passed since any job ended, and another server runs: it begins with a round of housekeeping.
+
+        Else that is up to ten seconds away, and leaves a job's end to others for longer than that.
+        """
+        ended = select(jobs_table.c.id, jobs_table.c.finished_at).where(jobs_table.c.finished_at.is_not(None))
+        async with self.store.engine.begin() as connection:
+            for job_id, at in (await connection.execute(ended)).all():
+                earlier = update(jobs_table).where(jobs_table.c.id == job_id)
+                await connection.execute(earlier.values(finished_at=at - timedelta(minutes=1)))
+        async with server(self.settings, self.redactor):
+            yield
 
     async def _until(self, ready: Callable[[list[Job]], Job | None], number: int, seconds: float) -> Job:
         repo_id = self.github.world.repository(*REPO.split("/")).id
