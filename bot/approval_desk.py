@@ -362,7 +362,7 @@ class ApprovalDesk:
         """What to tell somebody who wants to decide by a comment: where to click."""
         pending = await self.approvals.pending_on(repo.id, number)
         pull = None
-        for job in await self._store.jobs_on(repo.id, number):
+        for job in await self._store.conversation(repo.id, number):
             waits = await self.approvals.pending_of(job.id)
             if waits is not None and all(waits.id != one.id for one in pending):
                 pending.append(waits)
@@ -618,6 +618,8 @@ class ApprovalDesk:
         policy = policy_for(config_of(job), approval.kind, approval.repo.owner)
         try:
             await self._writer.show(approval, job, policy, why=why)
+            if approval.kind is ApprovalKind.plan and approval.state is not ApprovalState.pending:
+                await self._writer.show_plan(job)
         except GitHubUnavailable as error:
             log.warning("not told yet", approval=approval.id, error=str(error))
             return False

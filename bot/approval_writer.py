@@ -87,6 +87,10 @@ class ApprovalWriter:
         )
         await self._reporter.comment(approval.repo, approval.pull_number, mark, body, known=known)
 
+    async def show_plan(self, job: Job) -> None:
+        """Say in the comment of the job that made a plan what became of it: that may be in another place, its issue."""
+        await self._reporter.plan_settled(job.id)
+
     async def remind(self, approval: Approval, names: Sequence[str]) -> None:
         """Remind in a comment of its own, once: edits notify nobody."""
         mark = marker("reminder", f"{approval.id}/{approval.sha}")

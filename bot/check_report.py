@@ -44,14 +44,18 @@ def check_run(
     summary: str,
     details_url: str | None,
     todo: Sequence[ToDo] = (),
+    became: str = "",
     annotations: Sequence[Annotation] = (),
 ) -> CheckRun:
-    """The check run ``name`` of a job as it is now; ``annotations`` are for its end only."""
+    """The check run ``name`` of a job as it is now; ``annotations`` are for its end only.
+
+    ``became``: what became of the plan that it made (:func:`bot.endings.became`).
+    """
     final = job.state.final
     return CheckRun(
         name=name,
         external_id=job.id,
-        title=_title(job, todo),
+        title=became or _title(job, todo),
         summary=summary,
         status="queued" if job.state is JobState.queued else "in_progress",
         conclusion=_conclusion(job) if final else None,

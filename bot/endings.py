@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from bot.errors import JobFailed
-from bot.model import FailureKind, Job, JobKind, JobState, Phase
+from bot.model import ApprovalState, FailureKind, Job, JobKind, JobState, Phase
 from bot.results import HINTS
 
 #: How "Failed: …" goes on. The job's message has the particulars.
@@ -59,6 +60,32 @@ def over(phase: Phase, *, merged: bool, ours: bool = False) -> JobFailed:
     )
 
 
+class PlanState(NamedTuple):
+    """What people made of a plan that they were asked about."""
+
+    state: ApprovalState
+    pull: int  # where they were asked
+    by: str = ""  # who decided
+
+
+def became(job: Job, plan: PlanState | None) -> str:
+    """What became of the plan that ``job`` made, a few words; "" while it is still to be decided about."""
+    if plan is None or job.kind is not JobKind.plan or job.state is not JobState.succeeded:
+        return ""
+    match plan.state:
+        case ApprovalState.approved:
+            return f"The plan was approved by {plan.by}"
+        case ApprovalState.refused:
+            return f"The plan was sent back by {plan.by}"
+        case ApprovalState.expired:
+            return "Nobody decided about the plan in time"
+        case ApprovalState.withdrawn:
+            return "The plan was withdrawn"
+        case ApprovalState.stale if plan.by:
+            return "The plan's approval does not hold any more"
+    return ""  # the branch has moved, so it is asked anew
+
+
 def why(job: Job) -> str:
     """Why it did not succeed, as the rest of a sentence; "" when nothing is known of that, or nothing went wrong."""
     if _unanswered(job):
@@ -73,10 +100,11 @@ def said(job: Job) -> str:
     return job.message.removesuffix(_hint(job)).strip()
 
 
-def next_step(job: Job, *, review: int | None = None) -> str:
+def next_step(job: Job, *, review: int | None = None, plan: PlanState | None = None) -> str:
     """What the reader may do now; "" when there is nothing, or when it was said with the question.
 
-    ``review``: the pull request in which a review must decide before a paused job goes on.
+    ``review``: the pull request in which a review must decide before a paused job goes on. ``plan``: what became of
+    the plan that the job made.
     """
     match job.state:
         case JobState.queued | JobState.running:
@@ -89,7 +117,7 @@ def next_step(job: Job, *, review: int | None = None) -> str:
         case JobState.paused:
             return "" if job.answer is not None else f"Write `/agent resume` and your answer; {_STOPS}"
         case JobState.succeeded:
-            return _after_success(job)
+            return _after_success(job) if plan is None else _after_plan(job, plan)
     if advice := _advice(job):
         return advice
     hint = _hint(job)
@@ -118,13 +146,26 @@ def _hint(job: Job) -> str:
     return _advice(job) or (HINTS.get(job.failure, "") if job.failure is not None else "")
 
 
+def _after_plan(job: Job, plan: PlanState) -> str:
+    # true also when the work, or the new plan, has ended: nobody writes this anew then
+    there = "in this pull request" if plan.pull == job.number else f"in pull request #{plan.pull}"
+    match plan.state:
+        case ApprovalState.approved:
+            return f"Look {there} for the work by this plan."
+        case ApprovalState.refused:
+            return f"Review the new plan {there}, when it is there."
+        case ApprovalState.withdrawn:
+            return f"Write `/agent` and what should be done, unless that goes on {there} already."
+        case ApprovalState.stale | ApprovalState.pending if not plan.by:
+            return (
+                f"Review pull request #{plan.pull}: approve it to start the work, or request changes to have the plan "
+                "revised."
+            )
+    return "Write `/agent retry` to have it planned anew, or `/agent` and what should be done."
+
+
 def _after_success(job: Job) -> str:
     match job.kind:
-        case JobKind.plan if job.pull_number:
-            return (
-                f"Review pull request #{job.pull_number}: approve it to start the work, or request changes to have the "
-                "plan revised."
-            )
         case JobKind.plan:
             return "Write `/agent` and what should be done."
         case JobKind.review:

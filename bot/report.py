@@ -24,11 +24,11 @@ from bot.audit import Audit, Wanted
 from bot.audit_chain import AuditKind, Entry
 from bot.check_report import check_name, check_run
 from bot.check_runs import CheckRuns
-from bot.endings import next_step, said, why
+from bot.endings import PlanState, became, next_step, said, why
 from bot.errors import GitHubUnavailable
 from bot.github import GitHub, GitHubClient, path
 from bot.github_errors import Forbidden, GitHubError, NotFound, Unprocessable
-from bot.model import Job, JobState, Repo, TargetKind, Trigger
+from bot.model import Job, JobKind, JobState, Repo, TargetKind, Trigger
 from bot.network import explain
 from bot.permissions import CHANGE, SPEAK
 from bot.reasons import Reason, as_markdown, from_data
@@ -94,21 +94,28 @@ class Reporter:
     ) -> None:
         """Create or edit the job's one comment, and remember its id. ``fresh``: there cannot be one yet."""
         while True:
-            await self._write_sticky(job, progress, todo, fresh=fresh)
+            plan = await self._plan(job)
+            await self._write_sticky(job, progress, todo, plan, fresh=fresh)
             now = await self._store.job(job.id)
-            if now is None or now.state is job.state:
+            if now is None or (now.state is job.state and await self._plan(now) == plan):
                 return
             # it went on in between, and whoever told that may have been overwritten: the newer state must stay
             job, progress, todo, fresh = now, (), (), False
 
     async def _write_sticky(
-        self, job: Job, progress: Sequence[str], todo: Sequence[ToDo], *, fresh: bool
+        self,
+        job: Job,
+        progress: Sequence[str],
+        todo: Sequence[ToDo],
+        plan: PlanState | None,
+        *,
+        fresh: bool,
     ) -> None:
         waits = ""
         if job.state is JobState.queued:
             waits = waiting_words(job, await self._store.waiting(job))
         mark = marker("job", job.id)
-        values = self._about(job, progress, todo, await self._review(job))
+        values = self._about(job, progress, todo, await self._review(job), plan)
         body = self._clean(render("comments/sticky.md.j2", marker=mark, waits=waits, **values))
         if fresh:
             comment_id = await self._create_comment(self._client(job.repo), job.repo, job.number, body)
@@ -122,8 +129,18 @@ class Reporter:
         """The pull request in which somebody must decide before a paused job goes on."""
         return await self._store.review_of(job.id) if job.state is JobState.paused else None
 
+    async def _plan(self, job: Job) -> PlanState | None:
+        """What became of the plan that a job has made."""
+        made = job.kind is JobKind.plan and job.state is JobState.succeeded
+        return await self._store.plan_of(job.id) if made else None
+
     def _about(
-        self, job: Job, progress: Sequence[str], todo: Sequence[ToDo], review: int | None
+        self,
+        job: Job,
+        progress: Sequence[str],
+        todo: Sequence[ToDo],
+        review: int | None,
+        plan: PlanState | None = None,
     ) -> dict[str, Any]:
         """What the comment and the check run of a job are made of."""
         return {
@@ -133,7 +150,9 @@ class Reporter:
             "why": why(job),
             "said": said(job),
             "review": review,
-            "next_step": next_step(job, review=review),
+            "plan": plan,
+            "became": became(job, plan),
+            "next_step": next_step(job, review=review, plan=plan),
             "took": _took(job),
             "blocked": explain(job.blocked, self._may_allow),
         }
@@ -192,7 +211,8 @@ class Reporter:
             return
         while True:
             comment = self._comment_url(job)
-            about = self._about(job, progress, todo, await self._review(job))
+            plan = await self._plan(job)
+            about = self._about(job, progress, todo, await self._review(job), plan)
             summary = render("check/summary.md.j2", comment=comment, **about)
             run = check_run(
                 name,
@@ -200,6 +220,7 @@ class Reporter:
                 summary=summary,
                 details_url=comment,
                 todo=todo,
+                became=became(job, plan),
                 annotations=(*of_job(job, explain(job.blocked, self._may_allow)), *annotations),
             )
             run = replace(run, text=await self._reasons(job))
@@ -438,6 +459,12 @@ class Reporter:
                 log.warning("check run not written", sha=sha, error=str(error), **job.log_context())
         await self.sticky(job)
         await self._store.mark_reported(job.id, job.state)
+
+    async def plan_settled(self, job_id: str) -> None:
+        """Show in the comment and the check run of a job what became of the plan that it made, if it has ended."""
+        job = await self._store.job(job_id)
+        if job is not None and await self._plan(job) is not None:
+            await self.finished(job, also_on=job.base_sha)
 
     # --- answers to people
 

@@ -30,6 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from bot import claims
 from bot.audit import Audit
+from bot.endings import PlanState
 from bot.errors import StaleAttempt
 from bot.live_words import Said
 from bot.locks import Locks
@@ -398,6 +399,18 @@ class Store:
         query = select(approvals.c.pull_number).where(approvals.c.job_id == job_id, pending)
         async with self.engine.connect() as connection:
             return (await connection.execute(query.limit(1))).scalar_one_or_none()
+
+    async def plan_of(self, job_id: str) -> PlanState | None:
+        """What became of the plan that the job made, as it was asked about last; None: nobody was asked."""
+        query = select(approvals.c.state, approvals.c.pull_number, approvals.c.decided_by).where(
+            approvals.c.job_id == job_id, approvals.c.kind == str(ApprovalKind.plan)
+        )
+        newest = query.order_by(approvals.c.asked_at.desc(), approvals.c.id).limit(1)
+        async with self.engine.connect() as connection:
+            row = (await connection.execute(newest)).one_or_none()
+        if row is None:
+            return None
+        return PlanState(ApprovalState(row.state), row.pull_number, row.decided_by or "")
 
     async def waits_for_review(self, job_id: str) -> bool:
         """Whether a review is to decide what the job waits for, or has, and the job was not told of that yet."""

@@ -18,10 +18,11 @@ import pytest
 from bot.agent_requests import ToDo
 from bot.annotations import of_job
 from bot.check_report import buttons, check_name, check_run
-from bot.endings import next_step, said, why
+from bot.endings import PlanState, became, next_step, said, why
 from bot.held_back import HeldBack
 from bot.model import (
     FINAL_STATES,
+    ApprovalState,
     FailureKind,
     Job,
     JobKind,
@@ -97,6 +98,17 @@ _PHASES = {
 HELD = HeldBack(files=[".github/workflows/ci.yml"], count=1, patch="--- a\n+++ b\n", base_sha="b" * 40).dump()
 QUESTION = "Which greeting is right for Austria:\n\n1. *Hallo*\n2. *Servus*"
 
+#: What became of a plan, by the name of its file.
+PLANS = {
+    "plan-pending": PlanState(ApprovalState.pending, 13),
+    "plan-approved": PlanState(ApprovalState.approved, 13, "octocat"),
+    "plan-approved-in-its-pull-request": PlanState(ApprovalState.approved, 13, "octocat"),
+    "plan-refused": PlanState(ApprovalState.refused, 13, "octocat"),
+    "plan-expired": PlanState(ApprovalState.expired, 13),
+    "plan-withdrawn": PlanState(ApprovalState.withdrawn, 13),
+    "plan-void": PlanState(ApprovalState.stale, 13, "octocat"),
+}
+
 CASES: dict[str, Job] = {
     "queued": job(JobState.queued),
     **{
@@ -129,7 +141,10 @@ CASES: dict[str, Job] = {
     "succeeded-in-part": done(held_back=HELD),
     "succeeded-as-a-patch": done(held_back=HELD, head_sha=None, pull_number=None),
     "succeeded-as-a-patch-to-approve": done(held_back=HELD, head_sha=None),
-    "succeeded-plan": done(kind=JobKind.plan, summary="1. Make a table.\n2. Test it."),
+    **{name: done(kind=JobKind.plan, head_sha=None, summary="1. Make a table.\n2. Test it.") for name in PLANS},
+    "plan-approved-in-its-pull-request": done(
+        kind=JobKind.plan, number=13, target=TargetKind.pull_request, pull_number=None, head_sha=None, summary="1. Go."
+    ),
     "succeeded-plan-without-a-pull-request": done(kind=JobKind.plan, pull_number=None, head_sha=None),
     "succeeded-review": done(
         kind=JobKind.review, number=13, target=TargetKind.pull_request, head_sha=None, summary="Two remarks."
@@ -152,7 +167,7 @@ CASES: dict[str, Job] = {
 }  # fmt: skip
 
 
-def everything(shown: Job) -> str:
+def everything(shown: Job, plan: PlanState | None = None) -> str:
     """The job's comment and its check run, as text."""
     doing = shown.state is JobState.running and shown.phase is Phase.agent
     review = shown.pull_number if shown.state is JobState.paused else None
@@ -163,7 +178,9 @@ def everything(shown: Job) -> str:
         "why": why(shown),
         "said": said(shown),
         "review": review,
-        "next_step": next_step(shown, review=review),
+        "plan": plan,
+        "became": became(shown, plan),
+        "next_step": next_step(shown, review=review, plan=plan),
         "took": TOOK if shown.started_at else 0,
         "blocked": explain(shown.blocked, MAY_ALLOW),
     }
@@ -179,6 +196,7 @@ def everything(shown: Job) -> str:
         summary=render("check/summary.md.j2", comment=comment, **about),  # type: ignore[arg-type]
         details_url=comment,
         todo=TODO if doing else (),
+        became=became(shown, plan),
         annotations=of_job(shown, explain(shown.blocked, MAY_ALLOW)),
     )
     pressed = ", ".join(button["label"] for button in buttons(shown))
@@ -192,7 +210,7 @@ def everything(shown: Job) -> str:
 @pytest.mark.parametrize("name", list(CASES))
 def test_people_read_exactly_this(name: str) -> None:
     file = GOLDEN / f"{name}.md"
-    text = everything(CASES[name])
+    text = everything(CASES[name], PLANS.get(name))
     if os.environ.get("GOLDEN") == "renew":
         file.write_text(text)
     assert text == file.read_text(), f"see the top of {Path(__file__).name} for how to renew tests/golden"
@@ -216,6 +234,13 @@ def test_every_ending_has_a_sentence_and_a_next_step(state: JobState, kind: Fail
         assert f"**Next:** {step}" in text
         if kind is not None and state is JobState.failed:
             assert why(ended) in headline
+
+
+def test_a_plan_whose_branch_has_moved_is_asked_about_anew() -> None:
+    moved = PlanState(ApprovalState.stale, 13)
+    assert everything(CASES["plan-pending"], moved) == everything(
+        CASES["plan-pending"], PLANS["plan-pending"]
+    )
 
 
 def test_what_has_no_unfinished_work_offers_none() -> None:
@@ -286,6 +311,8 @@ def test_a_running_job_shows_little_of_a_long_list() -> None:
         "why": "",
         "said": "",
         "review": None,
+        "plan": None,
+        "became": "",
         "next_step": next_step(shown),
         "took": 1,
         "blocked": [],

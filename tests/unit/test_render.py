@@ -39,6 +39,8 @@ def about(shown: Job, values: dict[str, object]) -> dict[str, object]:
         "why": why(shown),
         "said": said(shown),
         "review": None,
+        "plan": None,
+        "became": "",
         "next_step": next_step(shown),
         "took": 95,
         "blocked": [],
