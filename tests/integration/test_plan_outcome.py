@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy import update
@@ -14,6 +14,7 @@ from tests.integration.test_approval_desk import REPO, late, world
 
 
 async def test_it_is_told_in_the_comment_and_the_check_run_of_the_plan_s_job(tmp_path: Path) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=1)  # so that nobody is just writing its first comment
     async with world(tmp_path) as place:
 
         def told() -> tuple[str, str]:
@@ -23,7 +24,7 @@ async def test_it_is_told_in_the_comment_and_the_check_run_of_the_plan_s_job(tmp
 
         async with place.engine.begin() as connection:
             await connection.execute(
-                update(jobs).values(kind="plan", state="succeeded", marker_sha=place.sha)
+                update(jobs).values(kind="plan", state="succeeded", marker_sha=place.sha, created_at=before)
             )
         asked = await place.ask()
         await late(place, asked)
