@@ -24,7 +24,8 @@ from bot.redact import Redactor
 from bot.sandbox.sandbox import Sandbox
 from bot.store import Store
 from tests.llm import ScriptedLlm
-from tests.scenarios.world import CANARIES, World, settings_for
+from tests.made_once import app_key, migrated
+from tests.scenarios.world import CANARIES, World, nobody_waits, settings_for
 
 START_TIMEOUT = 30.0  # seconds
 
@@ -72,9 +73,10 @@ class Processes:
                 await process.wait()
 
     async def stop_all(self) -> None:
-        """End what runs, the worker first."""
-        for role in ("worker", "serve", "redis"):
-            await self.stop(role)
+        """End what runs, Redis last."""
+        async with nobody_waits(self.settings.redis_url):
+            await asyncio.gather(self.stop("worker"), self.stop("serve"))
+        await self.stop("redis")
 
     def log(self, role: str) -> str:
         """What it logged so far."""
@@ -134,12 +136,16 @@ async def processes(
     """A sandbox in this process, and the product's ``roles`` beside it."""
     async with contextlib.AsyncExitStack() as stack:
         github = await stack.enter_async_context(
-            Sandbox.start(state_dir=folder / "github", webhook_secret=CANARIES["webhook"])
+            Sandbox.start(
+                private_key=app_key(), state_dir=folder / "github", webhook_secret=CANARIES["webhook"]
+            )
         )
         listen = f"127.0.0.1:{free_port()}"
         settings = settings_for(
             github, folder, f"unix://{folder / 'redis.sock'}", llm, listen=listen, lease_seconds=10, **values
         )
+        if not settings.database_url:
+            migrated(settings.data_dir / "conductor.db")
         product = Processes(folder, settings)
         stack.push_async_callback(product.stop_all)
         for role in roles:
