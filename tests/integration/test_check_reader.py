@@ -22,6 +22,7 @@ from bot.redact import Redactor
 from bot.sandbox.actions import Job
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
+from tests.made_once import app_key
 
 REPO = "acme/thing"
 SECRET = "hunter2-hunter2"
@@ -56,7 +57,7 @@ class Place:
 
 @asynccontextmanager
 async def world(tmp_path: Path) -> AsyncIterator[Place]:
-    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
+    async with Sandbox.start(private_key=app_key(), state_dir=tmp_path / "github") as sandbox:
         await sandbox.create_repo(REPO, collaborators={"octocat": "admin"})
         repository = sandbox.world.repository("acme", "thing")
         repo = Repo(owner="acme", name="thing", id=repository.id, installation_id=sandbox.installation_id)

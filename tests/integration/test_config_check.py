@@ -21,6 +21,7 @@ from bot.redact import Redactor
 from bot.repo_config import PATH
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
+from tests.made_once import app_key
 
 REPO = "acme/thing"
 
@@ -41,7 +42,7 @@ class Box(NamedTuple):
 
 @asynccontextmanager
 async def box(tmp_path: Path, files: dict[str, str] | None = None) -> AsyncIterator[Box]:
-    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
+    async with Sandbox.start(private_key=app_key(), state_dir=tmp_path / "github") as sandbox:
         await sandbox.create_repo(REPO, files={"README.md": "x\n"} | (files or {}))
         repository = sandbox.world.repository("acme", "thing")
         repo = Repo(owner="acme", name="thing", id=repository.id, installation_id=sandbox.installation_id)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,13 @@ from bot.facts import FactFinder
 from bot.feedback import instructions, thread_ids
 from bot.github import GitHub
 from bot.github_transport import Patience
-from bot.model import Actor, Job, JobKind, JobState, Repo, TargetKind, Trigger
+from bot.model import Actor, Job, JobKind, JobState, Repo, TargetKind
 from bot.redact import Redactor
 from bot.sandbox.faults import Fault
 from bot.sandbox.human import Human
 from bot.sandbox.sandbox import Sandbox
+from tests.jobs import asked_job
+from tests.made_once import app_key
 
 REPO = "acme/thing"
 SECRET = "hunter2-hunter2"
@@ -52,25 +53,15 @@ class Place:
 
     def job(self, **more: Any) -> Job:
         values: dict[str, Any] = {
-            "id": "j1",
             "repo": self.repo,
             "number": self.number,
             "target": TargetKind.pull_request,
-            "trigger": Trigger(
-                delivery_id="d", event="pull_request_review.submitted", actor=self.actor("octocat")
-            ),
             "agent": "claude",
-            "model": None,
-            "instructions": "",
-            "title": "",
-            "body": "",
-            "timeout": 60,
             "state": JobState.succeeded,
-            "created_at": datetime.now(UTC),
             "head_sha": "c" * 40,
             "summary": "All in all it is good.",
         }
-        return Job(**(values | more))
+        return asked_job(by=self.actor("octocat"), event="pull_request_review.submitted", **(values | more))
 
     async def reviews(
         self, login: str, event: str = "REQUEST_CHANGES", body: str = "Please.", **more: Any
@@ -99,7 +90,7 @@ class Place:
 
 @asynccontextmanager
 async def world(tmp_path: Path, **more: Any) -> AsyncIterator[Place]:
-    async with Sandbox.start(state_dir=tmp_path / "github", **more) as sandbox:
+    async with Sandbox.start(private_key=app_key(), state_dir=tmp_path / "github", **more) as sandbox:
         roles = {"octocat": "admin", "maria": "write", "rita": "read"}
         await sandbox.create_repo(REPO, files={"a.py": BEFORE, "b.py": "x\n"}, collaborators=roles)
         repository = sandbox.world.repository("acme", "thing")

@@ -21,6 +21,7 @@ from bot.repo_rules import People
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.sandbox.seed import APP_PERMISSIONS
+from tests.made_once import app_key
 
 RULES = Rules(agents=("claude",), known_agents=("claude",), max_timeout=60, default_agent="claude")
 TEAMS = APP_PERMISSIONS
@@ -31,7 +32,9 @@ WITHOUT_TEAMS = {name: level for name, level in APP_PERMISSIONS.items() if name 
 async def asking(
     tmp_path: Path, files: Mapping[str, str] | None = None, permissions: Mapping[str, str] = TEAMS
 ) -> AsyncIterator[tuple[Sandbox, PeopleFinder, Repo]]:
-    async with Sandbox.start(state_dir=tmp_path / "github", app_permissions=permissions) as sandbox:
+    async with Sandbox.start(
+        private_key=app_key(), state_dir=tmp_path / "github", app_permissions=permissions
+    ) as sandbox:
         await sandbox.create_repo("acme/thing", files={"README.md": "x\n"} | dict(files or {}))
         for login in ("ann", "bea", "cleo"):
             sandbox.add_user(login)

@@ -20,12 +20,13 @@ from bot.repo_config import MAX_BYTES, PATH, RepoConfig, RepoConfigError
 from bot.repo_layers import ServerRules
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
+from tests.made_once import app_key
 
 
 @asynccontextmanager
 async def reader(tmp_path: Path, **files: str | bytes) -> AsyncIterator[tuple[Sandbox, FactFinder, Repo]]:
     """A repository with these files on its default branch, and who reads it."""
-    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
+    async with Sandbox.start(private_key=app_key(), state_dir=tmp_path / "github") as sandbox:
         await sandbox.create_repo("acme/thing", files={"README.md": "x\n"} | files)
         repository = sandbox.world.repository("acme", "thing")
         repo = Repo(owner="acme", name="thing", id=repository.id, installation_id=sandbox.installation_id)

@@ -17,6 +17,7 @@ from bot.sandbox.sandbox import Sandbox
 from bot.server import everything_that_acts
 from handlers.context import Bot
 from handlers.labels import label_added
+from tests.made_once import app_key
 from tests.scenarios.world import settings_for
 
 REPO = "acme/hello"
@@ -64,7 +65,9 @@ class Place:
 @contextlib.asynccontextmanager
 async def place(folder: Path, redis: str, database: str, **values: object) -> AsyncIterator[Place]:
     async with contextlib.AsyncExitStack() as stack:
-        sandbox = await stack.enter_async_context(Sandbox.start(state_dir=folder / "github"))
+        sandbox = await stack.enter_async_context(
+            Sandbox.start(private_key=app_key(), state_dir=folder / "github")
+        )
         settings = settings_for(sandbox, folder, redis, None, database_url=database, **values)
         bots = [
             await stack.enter_async_context(everything_that_acts(settings, Redactor([]))) for _ in range(2)
