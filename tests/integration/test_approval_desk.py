@@ -19,7 +19,7 @@ from bot.approval_desk import ApprovalDesk, ApprovalVoid
 from bot.approval_store import ApprovalStore
 from bot.approval_writer import CHECK_NAME, ApprovalWriter
 from bot.audit import Audit, Wanted
-from bot.database import create_engine, upgrade
+from bot.database import create_engine
 from bot.errors import ConductorError
 from bot.events import Event, parse_event
 from bot.facts import FactFinder
@@ -47,6 +47,8 @@ from bot.sandbox.seed import APP_PERMISSIONS
 from bot.sandbox.state import BranchRules
 from bot.schema import approvals as approvals_table
 from bot.store import Store
+from tests.jobs import asked_job
+from tests.made_once import app_key, migrated
 
 REPO = "acme/thing"
 BRANCH = "agent/issue-1-do-it"
@@ -184,9 +186,10 @@ async def world(
     files = {"a.py": "x = 1\n"} | ({".github/conductor.yml": yaml} if yaml else {})
     files |= {"CODEOWNERS": owners} if owners else {}
     permissions = {**APP_PERMISSIONS, "members": "read", "merge_queues": "read"}
-    engine = create_engine(url or f"sqlite+aiosqlite:///{tmp_path / 'c.db'}")
-    await upgrade(engine)
-    async with Sandbox.start(state_dir=tmp_path / "github", app_permissions=permissions) as sandbox:
+    engine = create_engine(url or migrated(tmp_path / "c.db"))
+    async with Sandbox.start(
+        private_key=app_key(), state_dir=tmp_path / "github", app_permissions=permissions
+    ) as sandbox:
         for login in ROLES:
             if login not in sandbox.world.users:
                 sandbox.add_user(login)
@@ -212,24 +215,13 @@ async def world(
             reviews = ReviewFinder(github)
             writer = ApprovalWriter(github, Reporter(github, store, redactor), github_url=sandbox.url)
             told = Told()
-            job = Job(
-                id="j1",
+            job = asked_job(
+                by=Actor(login="maria", id=sandbox.world.users["maria"].id, type="User"),
+                event="issue_comment.created",
                 repo=repo,
-                number=1,
-                target=TargetKind.issue,
-                trigger=Trigger(
-                    delivery_id="d1",
-                    event="issue_comment.created",
-                    actor=Actor(login="maria", id=sandbox.world.users["maria"].id, type="User"),
-                ),
                 agent="claude",
-                model=None,
                 instructions="do it",
-                title="T",
-                body="",
-                timeout=60,
                 state=JobState.paused,
-                created_at=datetime.now(UTC),
                 config=config or {},
                 branch=BRANCH,
                 head_sha=sha,

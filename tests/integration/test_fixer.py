@@ -27,6 +27,8 @@ from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.schema import failing_heads, jobs
 from bot.store import Store
+from tests.jobs import asked_job
+from tests.made_once import app_key
 
 REPO = "acme/thing"
 ON = "fix:\n  automatic: true\n  attempts: 2\n  settle: 60s\n"
@@ -77,25 +79,16 @@ class Place:
     def job(self, **more: Any) -> Job:
         maria = self.sandbox.world.users["maria"]
         values: dict[str, Any] = {
-            "id": "j1",
             "repo": self.repo,
             "number": 99,  # an issue
-            "target": TargetKind.issue,
-            "trigger": Trigger(
-                delivery_id="d1",
-                event="issues.labeled",
-                actor=Actor(login="maria", id=maria.id, type="User"),
-            ),
             "agent": "codex",
             "model": "m1",
-            "instructions": "",
             "title": "The task",
             "body": "What was wanted",
-            "timeout": 60,
             "state": JobState.succeeded,
             "created_at": datetime.now(UTC),
         }
-        return Job(**(values | more))
+        return asked_job(by=Actor(login="maria", id=maria.id, type="User"), **(values | more))
 
     async def fails(
         self, conclusion: str = "failure", *, name: str = "test", at: str = LONG_AGO, **more: Any
@@ -138,7 +131,7 @@ class Place:
 
 @pytest.fixture
 async def place(tmp_path: Path, engine: AsyncEngine, store: Store) -> AsyncIterator[Place]:
-    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
+    async with Sandbox.start(private_key=app_key(), state_dir=tmp_path / "github") as sandbox:
         people = {"octocat": "admin", "maria": "write"}
         await sandbox.create_repo(REPO, files={"a.py": "x\n", PATH: ON}, collaborators=people)
         repository = sandbox.world.repository("acme", "thing")
