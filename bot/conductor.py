@@ -614,6 +614,10 @@ class Conductor:
             await self._refuse(repo, number, trigger, decision)
         return decision.allowed
 
+    async def pass_over(self, repo: Repo, number: int, trigger: Trigger, decision: Decision) -> None:
+        """Write down that this is not carried out, and why, and say nothing to anybody."""
+        await self._refuse(repo, number, trigger, dataclasses.replace(decision, silent=True, flood=False))
+
     async def _refuse(self, repo: Repo, number: int, trigger: Trigger, decision: Decision) -> None:
         log.info(
             "refused", repo=repo.full_name, number=number, by=trigger.actor.login, reasons=decision.refusals

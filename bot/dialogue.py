@@ -89,8 +89,8 @@ class Dialogue:
         """Take a review of a pull request of ours as what to do next, when it asks for something.
 
         One turn for each review; those that come while a job of that kind still waits join it. A review by somebody
-        who may not command us is talk, and nothing is said about it. What one that approves says about lines of the
-        diff starts nothing: it is told with the next turn.
+        who may not command us is talk, and nothing is said about it; one that asks for changes is in the audit trail.
+        What one that approves says about lines of the diff starts nothing: it is told with the next turn.
         """
         repo, number = event.repo, event.number
         state = review.state.lower()
@@ -98,7 +98,7 @@ class Dialogue:
             return None
         jobs = await self._store.jobs_on(repo.id, number)
         ours = [job for job in jobs if job.pull_number == number]
-        if not ours or not authorize(await self._facts.who(repo, event.actor)).allowed:
+        if not ours:
             return None
         trigger = Trigger(
             delivery_id=event.delivery_id,
@@ -107,6 +107,11 @@ class Dialogue:
             comment_id=review.id,
             comment_kind="review_body",
         )
+        may = authorize(await self._facts.who(repo, event.actor))
+        if not may.allowed:
+            if state == ASKS_FOR_CHANGES:  # every answer in a thread is a review that speaks
+                await self._conductor.pass_over(repo, number, trigger, may)
+            return None
         if await self._store.answered(event.delivery_id):
             return None  # the same event again: it joined a job, which may work by now
         said = await self._conversation.feedback(

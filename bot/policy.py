@@ -189,6 +189,22 @@ def authorize(facts: Facts) -> Decision:
     return Decision(root=all_of("may command", [reason]), lasting=lasting)
 
 
+def not_their_own(actor: Actor, via_app: int | None = None) -> Decision:
+    """The no to a command that this actor did not write as a person. ``via_app``: the App that did, if that is known.
+
+    What an App writes in somebody's name a model may have written, or whoever the App lets. Nobody is told: they did
+    not ask.
+    """
+    if via_app is not None:
+        said = f"The App {via_app} wrote this as @{actor.login}."
+    elif actor.is_bot:
+        said = f"@{actor.login} is a bot, which may quote what others wrote."
+    else:
+        said = f"It is not certain that @{actor.login} wrote this: an App may have, or it was moved here."
+    reason = Reason(question="did the asker write this", ok=False, said=said)
+    return Decision(root=all_of("may command", [reason]), silent=True)
+
+
 def may_go_on(facts: Facts) -> Decision:
     """May this actor let an agent that is there do more: answer it, or tell it something?"""
     access = authorize(facts)

@@ -6,6 +6,7 @@ from bot.events import Event
 from bot.feedback import Asked
 from bot.model import JobKind, Request, TargetKind, Trigger
 from bot.once_more import Instead
+from bot.policy import not_their_own
 from bot.routing import Router
 from bot.slash import KINDS, Command, parse_commands
 from handlers.context import Bot
@@ -24,7 +25,7 @@ COMMAND_IN_REVIEW = "pull_request_review_command.submitted"
 async def comment_written(event: Event, bot: Bot) -> None:
     """Carry out the commands of a new comment. Edits never trigger: the text could be anybody's by then."""
     comment = event.comment
-    if comment is None or comment.via_app is not None or comment.author.id != event.actor.id:
+    if comment is None or not parse_commands(comment.body):
         return
     trigger = Trigger(
         delivery_id=event.delivery_id,
@@ -34,6 +35,10 @@ async def comment_written(event: Event, bot: Bot) -> None:
         comment_kind=comment.kind,
         thread=comment.thread.id if comment.thread else None,
     )
+    if comment.via_app is not None or comment.author.id != event.actor.id:
+        no = not_their_own(event.actor, comment.via_app)
+        await bot.conductor.pass_over(event.repo, event.number, trigger, no)
+        return
     await _carry_out_all(comment.body, event, trigger, bot)
 
 
@@ -45,10 +50,12 @@ async def opened(event: Event, bot: Bot) -> None:
     One that is opened with our label is served for that: its text is the task, and is not asked for twice. Bots, and
     we are one, quote what others wrote.
     """
-    author = event.opened_by
-    if author is None or author.is_bot or any(agent_in(label)[0] for label in event.labels):
+    if not parse_commands(event.body) or any(agent_in(label)[0] for label in event.labels):
         return
     trigger = Trigger(delivery_id=event.delivery_id, event=event.kind, actor=event.actor)
+    if event.opened_by is None or event.opened_by.is_bot:
+        await bot.conductor.pass_over(event.repo, event.number, trigger, not_their_own(event.actor))
+        return
     await _carry_out_all(event.body, event, trigger, bot)
 
 

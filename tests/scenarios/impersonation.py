@@ -40,7 +40,8 @@ def as_somebody_else(payload: dict[str, Any], login: str, box: World) -> dict[st
     user = box.github.world.users[login]
     who = {"login": login, "id": user.id, "type": user.type}
     payload["sender"].update(who)
-    for text in ("comment", "review"):
+    texts = ("issue", "pull_request") if payload.get("action") == "opened" else ("comment", "review")
+    for text in texts:
         if text in payload:
             payload[text]["user"].update(who)
     return payload

@@ -26,9 +26,9 @@ from bot.approval_store import ApprovalStore
 from bot.audit import Audit, Wanted
 from bot.audit_chain import Entry
 from bot.check_report import check_run
-from bot.check_runs import CheckRuns
+from bot.check_runs import CheckRun, CheckRuns
 from bot.github import GitHub
-from bot.model import Approval, ApprovalKind, ApprovalState, Job, JobKind, JobState
+from bot.model import Approval, ApprovalKind, ApprovalState, Job, JobKind, JobState, Repo
 from bot.redact import Redactor
 from bot.sandbox.human import HumanError
 from bot.sandbox.refusals import Refusal
@@ -43,8 +43,16 @@ REFUSED = "<!-- agent-conductor:refusal:"
 JOB = "<!-- agent-conductor:job:"
 COMMAND = "/agent --agent shell do it"
 HELPER = {"id": 99, "slug": "helper", "name": "Helper"}
-#: In these events GitHub tells when an App has written the words with a person's token; in no others.
-TELLS_THE_APP = ("issue_comment", "pull_request_review_comment")
+#: In these events GitHub tells when an App has written the words with a person's token, in no others; and of what.
+TELLS_THE_APP = {
+    ("issue_comment", "created"): "comment",
+    ("pull_request_review_comment", "created"): "comment",
+    ("issues", "opened"): "issue",
+}
+CONFIG = """
+jobs:
+  tidy: {agent: shell, prompt: Tidy up.}
+"""
 _numbers = itertools.count(1)
 
 
@@ -90,6 +98,7 @@ async def box(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
             add(found, login, "Bot", "admin")  # whatever an owner may have given to it
         for login in ("agent-conductor", "Agent-Conductor-bot"):
             add(found, login, "User", "read")
+        await found.github.as_user("octocat").push_commit(REPO, "main", {".github/conductor.yml": CONFIG})
         yield found
 
 
@@ -161,10 +170,17 @@ class Trigger:
     talk: bool = False  # people say such things to each other as well: nobody is told that it starts nothing
     on_github: bool = False  # GitHub is asked about it, so it has to be there
     many: bool = False  # it may be done again and again in one place
+    follows: str = "job"  # a decision: "job", of `kind`; "answer", to the job that asked; "nothing" more
+    audited: bool = True  # a no to it is in the audit trail, as a command that was refused
+
+    @property
+    def tells_the_app(self) -> str | None:
+        """What of the payload says that an App has written it, if anything does."""
+        return TELLS_THE_APP.get((self.event, self.action)) if self.effect != "nothing" else None
 
     def is_done_for(self, who: Role) -> bool:
         """Whether the bot is to do it for them."""
-        unwritten = who.via_app and self.event in TELLS_THE_APP
+        unwritten = who.via_app and self.tells_the_app is not None
         return who.answer == "yes" and self.effect != "nothing" and not unwritten
 
 
@@ -281,29 +297,86 @@ async def on_a_plan(box: World) -> Cell:
         pull_number=cell.number,
         reported=str(JobState.succeeded),
     )
+    await ask(cell, ApprovalKind.plan, {})
+    return cell
+
+
+def asks(kind: ApprovalKind, **details: Any) -> Setting:
+    """A pull request with a question to reviewers: of ada's job, which waits for the answer or has ended."""
+
+    async def setting(box: World) -> Cell:
+        waits = kind is not ApprovalKind.protected
+        cell = await queued(await on_pull(box, "ada"), "/agent --agent claude do it", "ada")
+        assert cell.job is not None
+        await box.store.move(cell.job.id, JobState.running, expected=[JobState.queued])
+        now, to = datetime.now(UTC), JobState.paused if waits else JobState.succeeded
+        said = {"question": "May I?", "asked_at": now} if waits else {}
+        cell.job = await box.store.move(
+            cell.job.id, to, expected=[JobState.running], pull_number=cell.number, reported=str(to), **said
+        )
+        await ask(cell, kind, details)
+        return cell
+
+    return setting
+
+
+async def ask(cell: Cell, kind: ApprovalKind, details: dict[str, Any]) -> None:
+    """Have the cell's job ask reviewers something; the pull request says so already."""
     assert cell.job is not None
     now = datetime.now(UTC)
-    asked = Approval(
+    question = Approval(
         id=f"p{next(_numbers):012}",
-        kind=ApprovalKind.plan,
+        kind=kind,
         job_id=cell.job.id,
         repo=cell.job.repo,
         pull_number=cell.number,
         subject="Do it.",
+        details=details,
         sha=head(cell),
         state=ApprovalState.pending,
         asked_at=now,
         expires_at=now + timedelta(days=1),
         settled_at=now,
     )
-    assert await approvals(box).ask(asked)
-    return cell
+    assert await approvals(cell.box).ask(question)
 
 
 async def on_failing_pull(box: World) -> Cell:
     cell = await on_pull(box)
     await box.github.as_app("ci").check(REPO, head(cell), "test", "failure", title="assert 1 == 2")
     await box.dealt_with()
+    return cell
+
+
+async def on_a_counted_pull(box: World) -> Cell:
+    """With the check run that says whether the reviews of a pull request suffice."""
+    cell = await on_pull(box)
+    run = CheckRun(
+        name="agent/approval",
+        external_id=f"approval:{cell.number}",
+        title="…",
+        summary="…",
+        conclusion="neutral",
+    )
+    async with GitHub.from_settings(box.settings) as github:
+        repo = Repo(
+            id=cell.repository.id,
+            owner="acme",
+            name="hello",
+            installation_id=box.github.installation_id,
+        )
+        cell.check = await CheckRuns(github, Redactor()).put(repo, head(cell), run)
+    return cell
+
+
+async def on_a_configuration(box: World) -> Cell:
+    """A pull request with a configuration, which the bot has checked."""
+    person, branch = box.github.as_user("octocat"), f"topic-{next(_numbers)}"
+    await person.push_commit(REPO, branch, {".github/conductor.yml": CONFIG + "labels: []\n"})
+    cell = Cell(box, int((await person.open_pull(REPO, branch, "Other settings"))["number"]))
+    await box.dealt_with()
+    (run,) = (run for run in box.github.check_runs(REPO, head(cell)) if run["name"] == "agent/config")
+    cell.check = run["id"]
     return cell
 
 
@@ -369,6 +442,24 @@ def reviews(text: str, event: str = "COMMENT") -> Act:
     return lambda cell, who: cell.box.github.as_user(who).review(REPO, cell.number, event, text)
 
 
+async def reviews_lines(cell: Cell, who: str) -> None:
+    """With remarks beside the diff, and without a verdict."""
+    file = f"{cell.repository.issues[cell.number].pull.head_ref}.txt"
+    remarks = [{"path": file, "line": 1, "body": "Say it in Czech, too."}]
+    steps = "See there.\n```sh\necho ahoj\n```"
+    await cell.box.github.as_user(who).review(REPO, cell.number, "COMMENT", steps, comments=remarks)
+
+
+async def opens_issue(cell: Cell, who: str) -> None:
+    await cell.box.github.as_user(who).open_issue(REPO, "Work", COMMAND)
+
+
+async def opens_pull(cell: Cell, who: str) -> None:
+    person, branch = cell.box.github.as_user(who), f"topic-{next(_numbers)}"
+    await person.push_commit(REPO, branch, {f"{branch}.txt": "one\n"})
+    await person.open_pull(REPO, branch, "A change", COMMAND)
+
+
 async def re_runs(cell: Cell, who: str) -> None:
     await cell.box.github.as_user(who).rerequest_check(REPO, cell.check)
 
@@ -431,6 +522,7 @@ COMMANDS: dict[str, tuple[str, Setting, str, JobKind]] = {
     "review": ("/agent review --agent claude Is it right?", on_pull, "job", JobKind.review),
     "ask": ("/agent ask --agent claude Why two?", on_pull, "job", JobKind.ask),
     "fix": ("/agent fix --agent claude", on_failing_pull, "job", JobKind.fix),
+    "job": ("/agent job tidy", on_pull, "job", JobKind.task),
     "retry": ("/agent retry", on_ended_job, "job", JobKind.task),
     "resume": ("/agent resume", on_ended_job, "job", JobKind.task),
     "resume, as an answer": ("/agent resume In Czech.", on_paused_job, "answered", JobKind.task),
@@ -443,7 +535,7 @@ COMMANDS: dict[str, tuple[str, Setting, str, JobKind]] = {
     "unknown": ("/agent --nonsense x", on_pull, "said", JobKind.task),
 }
 #: Those that one may write as often as one likes where they are.
-MANY = ("run", "plan", "review", "ask", "fix", "tell", "status", "logs", "approve", "help", "unknown")
+MANY = ("run", "plan", "review", "ask", "fix", "job", "tell", "status", "logs", "approve", "help", "unknown")
 
 #: Tried in the diff and in reviews, too: one for each way in which a command is carried out.
 ELSEWHERE = ("run", "fix", "resume, as an answer", "tell", "cancel", "approve")
@@ -467,6 +559,10 @@ TRIGGERS = {
         for place, (event, action, act) in PLACES.items()
         if place == "comment" or command in ELSEWHERE
     },
+    "issue opened with a command": Trigger("issues", "opened", on_issue, opens_issue, "job", many=True),
+    "pull request opened with a command": Trigger(
+        "pull_request", "opened", on_issue, opens_pull, "job", many=True
+    ),
     "review that asks for changes": Trigger(
         "pull_request_review",
         "submitted",
@@ -476,6 +572,39 @@ TRIGGERS = {
         talk=True,
         on_github=True,
     ),
+    "review that remarks on lines": Trigger(
+        "pull_request_review",
+        "submitted",
+        on_the_bots_pull,
+        reviews_lines,
+        "job",
+        talk=True,
+        on_github=True,
+        audited=False,  # each reply in a thread is such a review
+    ),
+    **{
+        name: Trigger(
+            "pull_request_review",
+            "submitted",
+            setting,
+            reviews("Mind the tests.", event),
+            "approved" if event == "APPROVE" else "refused",
+            kind=JobKind.release,
+            on_github=True,
+            follows=follows,
+        )
+        for name, setting, event, follows in (
+            (
+                "review that grants a host",
+                asks(ApprovalKind.network, host="docs.example.com"),
+                "APPROVE",
+                "answer",
+            ),
+            ("review that denies money", asks(ApprovalKind.budget, dollars=1.0), "REQUEST_CHANGES", "answer"),
+            ("review that grants money", asks(ApprovalKind.budget, dollars=1.0), "APPROVE", "answer"),
+            ("review that releases", asks(ApprovalKind.protected, paths=["Makefile"]), "APPROVE", "job"),
+        )
+    },
     "review that approves a plan": Trigger(
         "pull_request_review",
         "submitted",
@@ -500,6 +629,11 @@ TRIGGERS = {
     "button resume": Trigger("check_run", "requested_action", on_ended_check, presses("resume"), "job"),
     "re-run": Trigger("check_run", "rerequested", on_ended_check, re_runs, "job"),
     "re-run all": Trigger("check_suite", "rerequested", on_ended_check, re_runs_all, "job"),
+    # these decide nothing, so whoever GitHub lets may have them counted and checked again
+    "re-run of the approval": Trigger("check_run", "rerequested", on_a_counted_pull, re_runs, "nothing"),
+    "re-run of the configuration's check": Trigger(
+        "check_run", "rerequested", on_a_configuration, re_runs, "nothing"
+    ),
     "closing an issue": Trigger("issues", "closed", on_issue_with_a_job, closes, "cancelled"),
     "closing a pull request": Trigger("pull_request", "closed", on_pull_with_a_job, closes, "cancelled"),
     # commands that nobody has written anew: of whoever's words, they start nothing for anybody
@@ -578,8 +712,8 @@ async def do(cell: Cell, trigger: Trigger, who: Role) -> tuple[str, dict[str, An
     box = cell.box
     if (who.via_app and trigger.effect != "nothing") or (trigger.on_github and who.login == "sven"):
         payload = await unheard(cell, trigger, who.login)
-        if who.via_app and trigger.event in TELLS_THE_APP:
-            payload["comment"]["performed_via_github_app"] = HELPER
+        if who.via_app and trigger.tells_the_app:
+            payload[trigger.tells_the_app]["performed_via_github_app"] = HELPER
         return await send(box, trigger.event, payload), payload
     mark = box.github.world.next_id()
     with contextlib.suppress(HumanError, Refusal):  # GitHub does not let them
@@ -609,9 +743,16 @@ async def everybody(box: World, trigger: Trigger) -> dict[str, Deed]:
     for role in sorted(ROLES, key=lambda role: ROLES[role].answer != "yes"):
         cell = places.get(role, shared)
         guid, payload = await do(cell, trigger, ROLES[role])
+        if (
+            trigger.action == "opened"
+        ):  # a new place, or the first one of these where GitHub lets them open none
+            cell = Cell(box, int((payload.get("issue") or payload["pull_request"])["number"]))
+            before[cell.number] = (set(), {})
         deeds[role] = Deed(cell, role in places, guid, payload, before[cell.number][0])
     await box.dealt_with()
-    after = {cell.number: (await cell.state(), cell.said()) for cell in (shared, *cells)}
+    after = {
+        cell.number: (await cell.state(), cell.said()) for cell in (deed.cell for deed in deeds.values())
+    }
     for deed in deeds.values():
         deed.after, said = after[deed.cell.number]
         known = before[deed.cell.number][1]
@@ -644,6 +785,9 @@ async def test_cell(box: World, name: str, role: str) -> None:
     assert deed.before <= deed.after
     done_for = {one.guid for role, one in deeds.items() if trigger.is_done_for(ROLES[role])}
     assert {entry for entry in deed.after - deed.before if entry[0] not in done_for} == set()
+    decided = trigger.effect in ("approved", "refused", "nothing")  # reviews have entries of their own
+    noted = trigger.audited and not decided
+    assert await audited(deed, "job.refused") == [who.login] * noted
     answers = deed.answers(who.login)
     if who.answer != "no" or trigger.effect == "nothing" or trigger.talk:
         assert answers == []
@@ -652,6 +796,13 @@ async def test_cell(box: World, name: str, role: str) -> None:
     assert trigger.effect in ("approved", "refused") or answer.startswith(REFUSED)
     assert f"@{who.login}" in answer
     assert ("suspended" if who.login == "sven" else "write access") in answer
+
+
+async def audited(deed: Deed, kind: str) -> list[str]:
+    """Whose entries of this kind are in the audit trail because of this delivery."""
+    trail = Audit(deed.cell.box.store.engine, deed.cell.box.redactor)
+    entries = await trail.newest(Wanted(kinds=[kind], delivery_id=deed.guid), 9)
+    return [one.actor for one in entries if isinstance(one, Entry)]
 
 
 async def check_done(deed: Deed, trigger: Trigger, who: Role) -> None:
@@ -682,15 +833,21 @@ async def check_done(deed: Deed, trigger: Trigger, who: Role) -> None:
     else:
         (asked,) = await deed.cell.approvals()
         assert (str(asked.state), asked.decided_by) == (trigger.effect, who.login)
-        assert [(job.state, job.kind) for job in jobs[:-1]] == [(JobState.queued, trigger.kind)]
+        wanted = [(JobState.queued, trigger.kind)] if trigger.follows == "job" else []
+        assert [(job.state, job.kind) for job in jobs[:-1]] == wanted
+        answer = (
+            f"@{who.login} {trigger.effect.removesuffix('d')}s this." if trigger.follows == "answer" else None
+        )
+        assert (jobs[-1].answer or "").partition("\n")[0] == (answer or "")
     assert new == []
 
 
 @pytest.mark.parametrize("name", list(TRIGGERS))
 async def test_nothing_is_said_to_nobody(box: World, name: str) -> None:
-    deeds = {role: deed for role, deed in (await deeds_of(box, name)).items() if not deed.alone}
-    answers = [one for role, deed in deeds.items() for one in deed.answers(ROLES[role].login)]
-    assert sorted(answers) == sorted(next(iter(deeds.values())).news)
+    deeds = [(role, deed) for role, deed in (await deeds_of(box, name)).items() if not deed.alone]
+    news = {deed.cell.number: deed.news for _, deed in deeds}
+    answers = [one for role, deed in deeds for one in deed.answers(ROLES[role].login)]
+    assert sorted(answers) == sorted(itertools.chain(*news.values()))
 
 
 @pytest.mark.parametrize("name", [name for name, one in TRIGGERS.items() if one.effect != "nothing"])
