@@ -19,7 +19,7 @@ import structlog
 from cachetools import TTLCache
 
 from bot.agent_requests import ToDo
-from bot.annotations import Annotation, of_job
+from bot.annotations import of_job
 from bot.audit import Audit, Wanted
 from bot.audit_chain import AuditKind, Entry
 from bot.check_report import check_name, check_run
@@ -199,9 +199,8 @@ class Reporter:
         *,
         progress: Sequence[str] = (),
         todo: Sequence[ToDo] = (),
-        annotations: Sequence[Annotation] = (),
     ) -> None:
-        """Create or update the job's check run on ``sha``: how far it is, or its end with ``annotations``.
+        """Create or update the job's check run on ``sha``: how far it is, or its end with remarks beside files.
 
         A kind of job that has no check run gets none. Raises NotFound, Unprocessable or Forbidden when the commit is
         gone or the App may not.
@@ -221,7 +220,7 @@ class Reporter:
                 details_url=comment,
                 todo=todo,
                 became=became(job, plan),
-                annotations=(*of_job(job, explain(job.blocked, self._may_allow)), *annotations),
+                annotations=of_job(job, explain(job.blocked, self._may_allow)),
             )
             run = replace(run, text=await self._reasons(job))
             found = await self.checks.put(job.repo, sha, run)
@@ -446,14 +445,12 @@ class Reporter:
         if self._audit is not None:
             await self._audit.of_job(kind, job, sha=sha, **details)
 
-    async def finished(
-        self, job: Job, *, also_on: str | None = None, annotations: Sequence[Annotation] = ()
-    ) -> None:
+    async def finished(self, job: Job, *, also_on: str | None = None) -> None:
         """Show a job's end everywhere: comment, check runs. Then remember that it was shown."""
         began = also_on if job.target is TargetKind.pull_request else None
         for sha in dict.fromkeys(sha for sha in (job.head_sha, job.marker_sha, began) if sha):
             try:
-                await self.check(job, sha, annotations=annotations)
+                await self.check(job, sha)
             except (NotFound, Unprocessable, Forbidden) as error:
                 # the commit may be gone, or the App may not have checks: the comment still tells
                 log.warning("check run not written", sha=sha, error=str(error), **job.log_context())
