@@ -16,13 +16,14 @@ from bot.approval_store import ApprovalStore
 from bot.audit import CONDUCTOR
 from bot.audit_chain import AuditKind
 from bot.conductor import Conductor
-from bot.errors import ConductorError
+from bot.errors import ConductorError, GitHubUnavailable
 from bot.github import GitHub, path
 from bot.github_errors import NotFound
 from bot.installation_store import Installation, InstallationStore
 from bot.model import Actor, ApprovalState, Repo, Trigger
 from bot.permissions import CHANGE, READ, SPEAK
 from bot.repository_setup import RepositorySetup
+from bot.setup_backlog import SetupBacklog
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,7 @@ log = structlog.get_logger(__name__)
 NEEDED: Mapping[str, str] = {**READ, **SPEAK, **CHANGE, "merge_queues": "read"}
 #: What only organizations have and can grant.
 _OF_ORGANIZATIONS = frozenset({"members"})
-#: Repositories that are set up when they all come at once; creating things is what GitHub limits most.
+#: Repositories that are set up when they all come at once; creating things is what GitHub limits most. Others follow.
 MAX_SET_UP = 30
 #: Seconds between two looks at GitHub's list.
 INTERVAL = 3600.0
@@ -50,8 +51,10 @@ class Installs:
         github: GitHub,
         states: InstallationStore,
         setup: RepositorySetup,
+        backlog: SetupBacklog,
         create_labels: bool,
         welcome_issue: bool,
+        at_once: int = MAX_SET_UP,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._conductor = conductor
@@ -59,8 +62,10 @@ class Installs:
         self._github = github
         self._states = states
         self._setup = setup
+        self._backlog = backlog
         self._create_labels = create_labels
         self._welcome_issue = welcome_issue
+        self._at_once = at_once
         self._monotonic = monotonic
         self._looked_at: float | None = None
 
@@ -249,16 +254,37 @@ class Installs:
                 await self._conductor.stop_job(job, by=by, trigger=trigger)
 
     async def _set_up(self, repos: Sequence[Repo], trigger: Trigger) -> None:
-        if len(repos) > MAX_SET_UP and (self._create_labels or self._welcome_issue):
-            log.warning("not every repository is set up", repositories=len(repos), set_up=MAX_SET_UP)
-        for repo in repos[:MAX_SET_UP]:
+        if not (self._create_labels or self._welcome_issue):
+            return
+        if later := repos[self._at_once :]:
+            log.info("repositories are set up later", count=len(later))
+            await self._backlog.add(later, trigger.delivery_id)
+        for repo in repos[: self._at_once]:
             try:
-                if self._create_labels:
-                    await self._setup.labels(repo)
-                if self._welcome_issue:
-                    await self._setup.welcome(repo, trigger.delivery_id)
+                await self._set_up_one(repo, trigger.delivery_id)
             except ConductorError as error:  # labels are a convenience: everything works without
                 log.warning("repository not set up", repo=repo.full_name, error=str(error))
+
+    async def set_up_next(self) -> None:
+        """Set up one of the repositories that wait for it; for as long as GitHub does not answer it waits on."""
+        found = await self._backlog.first()
+        if found is None:
+            return
+        repo, delivery_id = found
+        try:
+            await self._set_up_one(repo, delivery_id)
+        except GitHubUnavailable:
+            await self._backlog.done(repo, again=True)
+            raise
+        except ConductorError as error:  # gone, suspended, moved
+            log.warning("repository not set up", repo=repo.full_name, error=str(error))
+        await self._backlog.done(repo)
+
+    async def _set_up_one(self, repo: Repo, delivery_id: str) -> None:
+        if self._create_labels:
+            await self._setup.labels(repo)
+        if self._welcome_issue:
+            await self._setup.welcome(repo, delivery_id)
 
     async def _note(
         self, event: str, installation: Installation, trigger: Trigger, **details: object

@@ -47,6 +47,7 @@ from bot.report import Reporter
 from bot.repository_setup import RepositorySetup
 from bot.reviews import ReviewFinder
 from bot.scheduling import Scheduler
+from bot.setup_backlog import SetupBacklog
 from bot.shelf import Shelf
 from bot.slash import parse_commands
 from bot.store import Store
@@ -85,7 +86,13 @@ async def server(settings: Settings, redactor: Redactor) -> AsyncIterator[str]:
             reporter=conductor.reporter,
             prune=prune,
             patience=timedelta(days=settings.answer_days),
-            also=(bot.fixer.sweep, bot.desk.settle, bot.installs.look, bot.installs.forget_removed),
+            also=(
+                bot.fixer.sweep,
+                bot.desk.settle,
+                bot.installs.look,
+                bot.installs.forget_removed,
+                bot.installs.set_up_next,
+            ),
         )
         app = create_app(
             settings,
@@ -238,6 +245,7 @@ async def _organs(settings: Settings, redactor: Redactor) -> AsyncIterator[_Orga
                         github=github,
                         states=InstallationStore(engine),
                         setup=RepositorySetup(github, store, agents=settings.agents),
+                        backlog=SetupBacklog(Cursors(engine), store.locks),
                         create_labels=settings.create_labels,
                         welcome_issue=settings.welcome_issue,
                     ),

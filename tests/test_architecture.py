@@ -82,6 +82,7 @@ LAYERS: dict[str, int] = {
     "bot.approval_store": 2,
     "bot.claims": 2,
     "bot.cursors": 2,
+    "bot.setup_backlog": 2,
     "bot.database": 2,
     "bot.embedded_redis": 2,
     "bot.failing_heads": 2,

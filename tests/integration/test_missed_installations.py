@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,6 +17,7 @@ from bot.approval_store import ApprovalStore
 from bot.audit import Wanted
 from bot.audit_chain import AuditKind, Entry
 from bot.conductor import Conductor
+from bot.cursors import Cursors
 from bot.embedded_redis import EmbeddedRedis
 from bot.errors import ConductorError, GitHubUnavailable
 from bot.github import GitHub
@@ -40,6 +42,7 @@ from bot.repository_setup import RepositorySetup
 from bot.sandbox.faults import Fault
 from bot.sandbox.sandbox import Sandbox
 from bot.server import heart
+from bot.setup_backlog import CURSOR, SetupBacklog
 from tests.jobs import asked_job
 from tests.made_once import app_key
 from tests.scenarios.world import settings_for
@@ -134,8 +137,12 @@ async def box(tmp_path: Path) -> AsyncIterator[Box]:
             github=github,
             states=states,
             setup=RepositorySetup(github, conductor.store, agents=("shell",)),
+            backlog=SetupBacklog(
+                Cursors(conductor.store.engine), conductor.store.locks, pause=timedelta(seconds=0)
+            ),
             create_labels=True,
             welcome_issue=False,
+            at_once=1,
             monotonic=time,
         )
         yield Box(sandbox, conductor, installs, states, time, sandbox.installation_id)
@@ -255,6 +262,55 @@ async def test_a_look_that_failed_is_repeated_at_once(box: Box) -> None:
 
 def event(kind: str) -> Trigger:
     return Trigger(delivery_id="d-gone", event=kind, actor=Actor(login="octocat", id=2, type="User"))
+
+
+async def test_more_repositories_than_are_set_up_at_once_follow(box: Box) -> None:
+    """One after the other, also while GitHub does not answer for one of them, and while one is gone."""
+
+    def labelled() -> set[str]:
+        return {name for name in names if box.github.world.repository("acme", name).labels}
+
+    names = ["hello", "gone", "down", "last"]
+    repos = []
+    for name in names:
+        if name != "hello":
+            await box.github.create_repo(f"acme/{name}")
+        repository = box.github.world.repository("acme", name)
+        repos.append(Repo(owner="acme", name=name, id=repository.id, installation_id=box.installation))
+    repos[1] = dataclasses.replace(repos[1], name="never-was")
+    await box.look()
+    [installation] = await box.states.all()
+    await box.installs.installed(installation, repos, event("installation.created"))
+    assert labelled() == {"hello"}
+    backlog = SetupBacklog(Cursors(box.conductor.store.engine), box.conductor.store.locks)
+    assert await backlog.first() is None  # not before its pause is over
+    await box.installs.set_up_next()
+    assert labelled() == {"hello"}
+    box.github.faults.add(Fault(method="POST", path="/repos/acme/down/labels", status=503))
+    with pytest.raises(GitHubUnavailable):
+        await box.installs.set_up_next()
+    await box.installs.set_up_next()
+    assert labelled() == {"hello", "last"}
+    await backlog.add([repos[2]], "again")  # it waits already
+    await box.installs.set_up_next()
+    assert labelled() == {"hello", "down", "last"}
+    before = await Cursors(box.conductor.store.engine).get(CURSOR)
+    await box.installs.set_up_next()
+    assert await Cursors(box.conductor.store.engine).get(CURSOR) == before
+    assert before is not None
+    assert before[0] == "[]"
+
+
+async def test_a_line_of_repositories_that_makes_no_sense_is_begun_anew(box: Box) -> None:
+    await Cursors(box.conductor.store.engine).set(CURSOR, '[{"id": "x"}]')
+    await box.installs.set_up_next()
+    assert await Cursors(box.conductor.store.engine).get(CURSOR) is not None
+    hello = Repo(owner="acme", name="hello", id=1, installation_id=box.installation)
+    backlog = SetupBacklog(
+        Cursors(box.conductor.store.engine), box.conductor.store.locks, pause=timedelta(seconds=0)
+    )
+    await backlog.add([hello], "d1")
+    assert await backlog.first() == (hello, "d1")
 
 
 async def test_a_removal_withdraws_what_was_asked_there(box: Box) -> None:
