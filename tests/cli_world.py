@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +23,27 @@ from bot.model import FailureKind, Usage
 from bot.ports import Agent, AgentEvent, Command, Turn
 from bot.results import Transcript, Verdict, judge
 from bot.terms import Terms
+from runners.agents.registry import agent
 from runners.gateway.desk import Desk
 from runners.gateway.live_words import LiveWordsRoute
 from runners.gateway.llm import LlmProxy
 from runners.gateway.llm_relay import Patience
 from runners.gateway.mcp import McpRoute
+from tests.llm import Script, ScriptedLlm
 
 KEY = "sk-real-key-0123456789"
 TOKEN = "attempt-token-abcdef"
-PRICES = {"gpt-5.5": {"input": 2, "output": 10, "cached": 0.5}}
+MODELS = {
+    "claude": "claude-sonnet-4-5",
+    "codex": "gpt-5.5",
+    "gemini": "gemini-2.5-pro",
+    "opencode": "glm-4.6",
+    "qwen": "qwen3-coder-plus",
+}
+PRICES = {
+    "gpt-5.5": {"input": 2, "output": 10, "cached": 0.5},
+    **{MODELS[name]: {"input": 1, "output": 4, "cached": 0.25} for name in ("gemini", "opencode", "qwen")},
+}
 DONE = '<result>{"status": "done", "title": "Add a note", "summary": "Wrote note.txt"}</result>'
 
 
@@ -56,6 +68,32 @@ def npm(package: str, version: str) -> Callable[[Path], Sequence[str]]:
     """How a package is installed with npm."""
     wanted = f"{package}@{version}"
     return lambda folder: ("npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), wanted)
+
+
+def linked(folder: Path, names: Iterable[str], installed: Callable[[str], Path]) -> Path:
+    """``folder``, with the CLIs under their own names."""
+    for name in names:
+        (folder / name).symlink_to(installed(name))
+    return folder
+
+
+def turn(name: str, **changes: Any) -> Turn:
+    """The first turn of a session."""
+    values: dict[str, Any] = {
+        "number": 1,
+        "prompt": "Write note.txt. End with a result block.",
+        "model": MODELS[name],
+        "session_id": str(uuid.uuid4()),
+        "resume": False,
+        "timeout": 60,
+    }
+    return Turn(**(values | changes))
+
+
+def key_of(headers: Mapping[str, str]) -> str:
+    """What a request names as its key, in the way of its provider."""
+    sent = headers.get("x-goog-api-key") or headers.get("x-api-key")
+    return sent or headers["authorization"].removeprefix("Bearer ")
 
 
 class Ledger:
@@ -172,8 +210,10 @@ async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) 
     values = {
         "llm_anthropic_url": upstream,
         "llm_openai_url": f"{upstream}/v1",
+        "llm_gemini_url": upstream,
         "llm_anthropic_key": KEY,
         "llm_openai_key": KEY,
+        "llm_gemini_key": KEY,
         "prices": PRICES,
     }
     set_ = fixed_settings(**(values | settings))
@@ -184,8 +224,7 @@ async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) 
     seen: set[str] = set()
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        given = request.headers.get("x-api-key") or request.headers.get("x-goog-api-key")
-        seen.add(given or request.headers["Authorization"].removeprefix("Bearer "))
+        seen.add(key_of(request.headers))
         return await proxy.serve(request, ledger, request.path_qs.removeprefix("/llm/"))
 
     async def call(request: web.Request) -> web.StreamResponse:
@@ -218,6 +257,41 @@ async def world(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) 
         await proxy.close()
         await runner.cleanup()
         desk.close()
+
+
+async def out_of_reach(name: str, tmp_path: Path, binaries: Path, **env: str) -> None:
+    """A turn of the CLI whose provider does not listen ends as a fault of what is around it."""
+    async with ScriptedLlm(Script.of([])) as llm:
+        url = llm.url  # nobody listens there any more below
+    async with world(tmp_path, binaries, url) as made:
+        outcome = await made.run(agent(name), turn(name), **env)
+        keep(f"{name}-unreachable", outcome, made)
+    verdict = outcome.judge(changed=False)
+    assert (verdict.ok, verdict.kind) == (False, FailureKind.infrastructure), (verdict, outcome)
+    assert "cannot be reached" in verdict.message
+
+
+async def without_a_key(name: str, provider: str, tmp_path: Path, binaries: Path, **env: str) -> None:
+    """Where the server has no key, nobody asks the provider, and the setting is named."""
+    keys = {"llm_anthropic_key": "", "llm_openai_key": "", "llm_gemini_key": ""}
+    async with ScriptedLlm(Script.of([])) as llm, world(tmp_path, binaries, llm.url, **keys) as made:
+        outcome = await made.run(agent(name), turn(name), **env)
+        keep(f"{name}-no-key", outcome, made)
+        assert llm.requests == []
+    verdict = outcome.judge(changed=False)
+    assert (verdict.ok, verdict.kind) == (False, FailureKind.configuration), (verdict, outcome)
+    assert f"CONDUCTOR_LLM_{provider}_KEY" in verdict.message
+
+
+async def without_a_result(name: str, tmp_path: Path, binaries: Path) -> None:
+    """An agent that ends well and says no result has failed."""
+    script = Script.of([{"text": "I looked around and that is all."}])
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
+        outcome = await made.run(agent(name), turn(name))
+        keep(f"{name}-no-result", outcome, made)
+    verdict = outcome.judge(changed=False)
+    assert outcome.exit_code == 0
+    assert (verdict.ok, verdict.kind) == (False, FailureKind.no_result)
 
 
 def keep(name: str, outcome: Outcome, made: World) -> None:

@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import signal
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,15 +20,29 @@ import pytest
 
 from bot.live_words import Said
 from bot.model import FailureKind, Usage
-from bot.ports import Command, Turn
+from bot.ports import Command
 from bot.results import judge
 from runners.agents.registry import agent
-from tests.cli_world import DONE, KEY, TOKEN, keep, npm, provided, world
+from tests.cli_world import (
+    DONE,
+    KEY,
+    MODELS,
+    TOKEN,
+    keep,
+    key_of,
+    linked,
+    npm,
+    out_of_reach,
+    provided,
+    turn,
+    without_a_key,
+    without_a_result,
+    world,
+)
 from tests.llm import Script, ScriptedLlm
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(400)]  # with both installations
 
-MODELS = {"claude": "claude-sonnet-4-5", "codex": "gpt-5.5"}
 PACKAGES = {"claude": "@anthropic-ai/claude-code", "codex": "@openai/codex"}
 MACHINE = {"x86_64": ("x64", "x86_64"), "aarch64": ("arm64", "aarch64")}
 
@@ -48,22 +61,7 @@ def installed(name: str) -> Path:
 @pytest.fixture(scope="module")
 def binaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with both CLIs under their own names."""
-    folder = tmp_path_factory.mktemp("bin")
-    for name in PACKAGES:
-        (folder / name).symlink_to(installed(name))
-    return folder
-
-
-def turn(name: str, **changes: Any) -> Turn:
-    values: dict[str, Any] = {
-        "number": 1,
-        "prompt": "Write note.txt. End with a result block.",
-        "model": MODELS[name],
-        "session_id": str(uuid.uuid4()),
-        "resume": False,
-        "timeout": 60,
-    }
-    return Turn(**(values | changes))
+    return linked(tmp_path_factory.mktemp("bin"), PACKAGES, installed)
 
 
 def writes(name: str, path: Path, text: str) -> dict[str, Any]:
@@ -130,10 +128,7 @@ async def test_two_turns_in_one_session(name: str, tmp_path: Path, binaries: Pat
         assert made.tokens_seen == {TOKEN}
         assert TOKEN not in "".join(request.text for request in llm.requests)
         for request in llm.requests:
-            sent = request.headers.get("x-api-key") or request.headers["authorization"].removeprefix(
-                "Bearer "
-            )
-            assert sent == KEY
+            assert key_of(request.headers) == KEY
         resumed = json.dumps(llm.requests[-1].body)
         assert "Is the note still there?" in resumed
         assert "End with a result block." in resumed  # the first turn's prompt: the conversation goes on
@@ -180,39 +175,17 @@ async def test_refusals_of_the_provider(
 
 @pytest.mark.parametrize("name", ["claude", "codex"])
 async def test_provider_out_of_reach(name: str, tmp_path: Path, binaries: Path) -> None:
-    async with ScriptedLlm(Script.of([])) as llm:
-        url = llm.url  # nobody listens there any more below
-    async with world(tmp_path, binaries, url) as made:
-        outcome = await made.run(agent(name), turn(name), CLAUDE_CODE_MAX_RETRIES="1")
-        keep(f"{name}-unreachable", outcome, made)
-    verdict = outcome.judge(changed=False)
-    assert (verdict.ok, verdict.kind) == (False, FailureKind.infrastructure), (verdict, outcome)
-    assert "cannot be reached" in verdict.message
+    await out_of_reach(name, tmp_path, binaries, CLAUDE_CODE_MAX_RETRIES="1")
 
 
-@pytest.mark.parametrize("name", ["claude", "codex"])
-async def test_server_without_a_key(name: str, tmp_path: Path, binaries: Path) -> None:
-    async with (
-        ScriptedLlm(Script.of([])) as llm,
-        world(tmp_path, binaries, llm.url, llm_anthropic_key="", llm_openai_key="") as made,
-    ):
-        outcome = await made.run(agent(name), turn(name), CLAUDE_CODE_MAX_RETRIES="0")
-        keep(f"{name}-no-key", outcome, made)
-        assert llm.requests == []
-    verdict = outcome.judge(changed=False)
-    assert (verdict.ok, verdict.kind) == (False, FailureKind.configuration), (verdict, outcome)
-    assert f"CONDUCTOR_LLM_{'ANTHROPIC' if name == 'claude' else 'OPENAI'}_KEY" in verdict.message
+@pytest.mark.parametrize(("name", "provider"), [("claude", "ANTHROPIC"), ("codex", "OPENAI")])
+async def test_server_without_a_key(name: str, provider: str, tmp_path: Path, binaries: Path) -> None:
+    await without_a_key(name, provider, tmp_path, binaries, CLAUDE_CODE_MAX_RETRIES="0")
 
 
 @pytest.mark.parametrize("name", ["claude", "codex"])
 async def test_end_without_a_result(name: str, tmp_path: Path, binaries: Path) -> None:
-    script = Script.of([{"text": "I looked around and that is all."}])
-    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
-        outcome = await made.run(agent(name), turn(name))
-        keep(f"{name}-no-result", outcome, made)
-    verdict = outcome.judge(changed=False)
-    assert outcome.exit_code == 0
-    assert (verdict.ok, verdict.kind) == (False, FailureKind.no_result)
+    await without_a_result(name, tmp_path, binaries)
 
 
 async def test_claude_out_of_turns(tmp_path: Path, binaries: Path) -> None:

@@ -12,28 +12,41 @@ import platform
 import shutil
 import signal
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bot.model import FailureKind, Usage
-from bot.ports import Agent, Command, Turn
+from bot.ports import Agent, Command
 from bot.results import judge
 from runners.agents.registry import agent
 from runners.shim import pack_session, unpack_session
-from tests.cli_world import DONE, KEY, TOKEN, World, keep, npm, provided, world
+from tests.cli_world import (
+    DONE,
+    KEY,
+    MODELS,
+    TOKEN,
+    World,
+    keep,
+    key_of,
+    linked,
+    npm,
+    out_of_reach,
+    provided,
+    turn,
+    without_a_key,
+    without_a_result,
+    world,
+)
 from tests.llm import Script, ScriptedLlm
 
 pytestmark = [pytest.mark.cli, pytest.mark.timeout(400)]  # with all installations
 
 NAMES = ["gemini", "opencode", "qwen"]
-MODELS = {"gemini": "gemini-2.5-pro", "opencode": "glm-4.6", "qwen": "qwen3-coder-plus"}
 PACKAGES = {"gemini": "@google/gemini-cli", "opencode": "opencode-ai", "qwen": "@qwen-code/qwen-code"}
 MACHINE = {"x86_64": "x64-baseline", "aarch64": "arm64"}
-PRICE = {"input": 1, "output": 4, "cached": 0.25}
 
 
 def installed(name: str) -> Path:
@@ -50,34 +63,7 @@ def installed(name: str) -> Path:
 @pytest.fixture(scope="module")
 def binaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the CLIs under their own names."""
-    folder = tmp_path_factory.mktemp("bin")
-    for name in NAMES:
-        (folder / name).symlink_to(installed(name))
-    return folder
-
-
-@asynccontextmanager
-async def box(tmp_path: Path, binaries: Path, upstream: str, **settings: Any) -> AsyncIterator[World]:
-    """A home, a repository and the gateway before the LLM at ``upstream``."""
-    values = {
-        "llm_gemini_url": upstream,
-        "llm_gemini_key": KEY,
-        "prices": dict.fromkeys(MODELS.values(), PRICE),
-    }
-    async with world(tmp_path, binaries, upstream, **(values | settings)) as made:
-        yield made
-
-
-def turn(name: str, **changes: Any) -> Turn:
-    values: dict[str, Any] = {
-        "number": 1,
-        "prompt": "Write note.txt. End with a result block.",
-        "model": MODELS[name],
-        "session_id": str(uuid.uuid4()),
-        "resume": False,
-        "timeout": 60,
-    }
-    return Turn(**(values | changes))
+    return linked(tmp_path_factory.mktemp("bin"), NAMES, installed)
 
 
 def writes(name: str, path: Path, text: str) -> dict[str, Any]:
@@ -107,11 +93,6 @@ def moved(tool: Agent, made: World, spare: Path) -> None:
     unpack_session(spare, made.home)
 
 
-def key_of(headers: dict[str, str]) -> str:
-    sent = headers.get("x-goog-api-key") or headers.get("x-api-key")
-    return sent or headers["authorization"].removeprefix("Bearer ")
-
-
 @pytest.mark.parametrize("name", NAMES)
 async def test_two_turns_in_one_session(name: str, tmp_path: Path, binaries: Path) -> None:
     tool = agent(name)
@@ -123,7 +104,7 @@ async def test_two_turns_in_one_session(name: str, tmp_path: Path, binaries: Pat
             {"text": f"Still there.\n{DONE}", "usage": {"input": 200, "output": 10, "cached": 1500}},
         ]
     )
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
         outcome = await made.run(tool, turn(name))
         keep(f"{name}-success", outcome, made)
         verdict = outcome.judge()
@@ -212,7 +193,7 @@ TOO_SLOW = [("qwen", "429"), ("qwen", "500")]
 async def test_refusals_of_the_provider(name: str, case: str, tmp_path: Path, binaries: Path) -> None:
     error, kind = (REFUSALS | GOOGLE)[case]
     script = Script.of([{"error": error, "times": "always"}])
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
         outcome = await made.run(agent(name), turn(name))
         keep(f"{name}-{case}", outcome, made)
         assert len(llm.requests) <= 12  # of the CLI, and of the gateway before it
@@ -225,36 +206,19 @@ async def test_refusals_of_the_provider(name: str, case: str, tmp_path: Path, bi
 
 @pytest.mark.parametrize("name", ["gemini"])  # OpenCode goes on trying for more than a minute
 async def test_provider_out_of_reach(name: str, tmp_path: Path, binaries: Path) -> None:
-    async with ScriptedLlm(Script.of([])) as llm:
-        url = llm.url  # nobody listens there any more below
-    async with box(tmp_path, binaries, url) as made:
-        outcome = await made.run(agent(name), turn(name))
-        keep(f"{name}-unreachable", outcome, made)
-    verdict = outcome.judge(changed=False)
-    assert (verdict.ok, verdict.kind) == (False, FailureKind.infrastructure), (verdict, outcome)
-    assert "cannot be reached" in verdict.message
+    await out_of_reach(name, tmp_path, binaries)
 
 
-@pytest.mark.parametrize("name", NAMES)
-async def test_server_without_a_key(name: str, tmp_path: Path, binaries: Path) -> None:
-    keys = {"llm_gemini_key": "", "llm_openai_key": ""}
-    async with ScriptedLlm(Script.of([])) as llm, box(tmp_path, binaries, llm.url, **keys) as made:
-        outcome = await made.run(agent(name), turn(name))
-        assert llm.requests == []
-    verdict = outcome.judge(changed=False)
-    assert (verdict.ok, verdict.kind) == (False, FailureKind.configuration), (verdict, outcome)
-    assert f"CONDUCTOR_LLM_{'GEMINI' if name == 'gemini' else 'OPENAI'}_KEY" in verdict.message
+@pytest.mark.parametrize(
+    ("name", "provider"), [("gemini", "GEMINI"), ("opencode", "OPENAI"), ("qwen", "OPENAI")]
+)
+async def test_server_without_a_key(name: str, provider: str, tmp_path: Path, binaries: Path) -> None:
+    await without_a_key(name, provider, tmp_path, binaries)
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_end_without_a_result(name: str, tmp_path: Path, binaries: Path) -> None:
-    script = Script.of([{"text": "I looked around and that is all."}])
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
-        outcome = await made.run(agent(name), turn(name))
-        keep(f"{name}-no-result", outcome, made)
-    verdict = outcome.judge(changed=False)
-    assert outcome.exit_code == 0
-    assert (verdict.ok, verdict.kind) == (False, FailureKind.no_result)
+    await without_a_result(name, tmp_path, binaries)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +228,7 @@ async def test_end_without_a_result(name: str, tmp_path: Path, binaries: Path) -
 async def test_cut_stream(name: str, kind: FailureKind | None, tmp_path: Path, binaries: Path) -> None:
     """OpenCode tries again, Gemini gives up, Qwen takes the first half for all of it: never a success."""
     script = Script.of([{"drop": True, "text": "lost"}, {"text": DONE}])
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
         outcome = await made.run(agent(name), turn(name))
         keep(f"{name}-cut", outcome, made)
     verdict = outcome.judge(changed=False)
@@ -283,7 +247,7 @@ async def test_end_by_a_signal_and_the_session_goes_on(
     os.mkfifo(fifo)
     # its own process group may be another one: the shim finds all of them, here the pipe tells when it is gone
     script = Script.of([runs(name, f"echo > {fifo}; exec tail -f /dev/null --pid=$PPID"), {"text": DONE}])
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
         process = await made.start(made.prepare(tool, first := turn(name)))
         # opens once the agent's command opened the other end
         with await asyncio.to_thread(fifo.open) as begun:
@@ -305,7 +269,7 @@ async def test_end_by_a_signal_and_the_session_goes_on(
 @pytest.mark.parametrize("name", NAMES)
 async def test_unknown_session(name: str, tmp_path: Path, binaries: Path) -> None:
     unknown = "ses_e030a370effeffAECcq0DI8QYB" if name == "opencode" else str(uuid.uuid4())
-    async with ScriptedLlm(Script.of([])) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(Script.of([])) as llm, world(tmp_path, binaries, llm.url) as made:
         outcome = await made.run(agent(name), turn(name, resume=True, session_id=unknown))
         assert llm.requests == []
     assert not outcome.judge(changed=False).ok
@@ -316,7 +280,7 @@ async def test_unknown_session(name: str, tmp_path: Path, binaries: Path) -> Non
 async def test_large_prompt_with_what_looks_like_commands(name: str, tmp_path: Path, binaries: Path) -> None:
     # more than one argument of a program may hold; and a file that nobody asked to put in
     prompt = "Read this carefully. " * 15_000 + "\n@note.txt @pytest.fixture a@b.example\n/help\nThat is all."
-    async with ScriptedLlm(Script.of([{"text": DONE}])) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(Script.of([{"text": DONE}])) as llm, world(tmp_path, binaries, llm.url) as made:
         (made.repo / "note.txt").write_text("not asked for")
         outcome = await made.run(agent(name), turn(name, prompt=prompt))
         assert outcome.judge(changed=False).ok, outcome
@@ -327,7 +291,7 @@ async def test_large_prompt_with_what_looks_like_commands(name: str, tmp_path: P
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_instructions_of_the_repository_are_read(name: str, tmp_path: Path, binaries: Path) -> None:
-    async with ScriptedLlm(Script.of([{"text": DONE}])) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(Script.of([{"text": DONE}])) as llm, world(tmp_path, binaries, llm.url) as made:
         (made.repo / "AGENTS.md").write_text("Indent with xyzzy.\n")
         outcome = await made.run(agent(name), turn(name))
         assert outcome.judge(changed=False).ok, outcome
@@ -337,7 +301,7 @@ async def test_instructions_of_the_repository_are_read(name: str, tmp_path: Path
 @pytest.mark.parametrize("name", NAMES)
 async def test_failing_command(name: str, tmp_path: Path, binaries: Path) -> None:
     script = Script.of([runs(name, "echo it is broken; exit 3"), {"text": DONE}])
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
         outcome = await made.run(agent(name), turn(name))
         keep(f"{name}-command", outcome, made)
     assert outcome.judge(changed=False).ok, outcome
@@ -354,7 +318,7 @@ async def test_opencode_speaks_what_the_models_server_understands(
     model: str, protocol: str, tmp_path: Path, binaries: Path
 ) -> None:
     script = Script.of([runs("opencode", "echo hello > note.txt"), {"text": DONE}])
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
         outcome = await made.run(agent("opencode"), turn("opencode", model=model))
         assert outcome.judge().ok, outcome
         assert (made.repo / "note.txt").read_text() == "hello\n"
@@ -367,7 +331,7 @@ async def test_opencode_speaks_what_the_models_server_understands(
 async def test_opencode_obeys_no_permissions_of_the_repository(tmp_path: Path, binaries: Path) -> None:
     # asking would end the turn, for nobody answers
     script = Script.of([runs("opencode", "echo hello > note.txt"), {"text": DONE}])
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
         (made.repo / "opencode.json").write_text('{"permission": {"bash": "ask"}, "model": "other/x"}')
         outcome = await made.run(agent("opencode"), turn("opencode"))
         assert outcome.judge().ok, outcome
@@ -377,7 +341,7 @@ async def test_opencode_obeys_no_permissions_of_the_repository(tmp_path: Path, b
 async def test_gemini_out_of_turns(tmp_path: Path, binaries: Path) -> None:
     tool = agent("gemini")
     script = Script.of([{**runs("gemini", "true"), "times": "always"}])
-    async with ScriptedLlm(script) as llm, box(tmp_path, binaries, llm.url) as made:
+    async with ScriptedLlm(script) as llm, world(tmp_path, binaries, llm.url) as made:
         command = made.prepare(tool, turn("gemini"))
         settings = made.home / ".gemini" / "settings.json"
         settings.write_text(json.dumps({**json.loads(settings.read_text()), "model": {"maxSessionTurns": 2}}))
