@@ -13,22 +13,22 @@ import pytest
 
 from bot.approval_store import ApprovalStore
 from bot.audit import Audit, Wanted
-from bot.database import create_engine, upgrade
+from bot.database import create_engine
 from bot.model import (
     Actor,
     Approval,
     ApprovalKind,
     ApprovalState,
-    Job,
     JobState,
     Repo,
     TargetKind,
-    Trigger,
 )
 from bot.redact import Redactor
 from bot.sandbox.sandbox import Sandbox
 from bot.store import Store
 from tests.integration.test_cli import conductor
+from tests.jobs import asked_job
+from tests.made_once import app_key, migrated
 
 REPO = "acme/thing"
 
@@ -52,10 +52,9 @@ class Place:
 
 @pytest.fixture
 async def place(tmp_path: Path, clean_redis: str) -> AsyncIterator[Place]:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'c.db'}"
+    url = migrated(tmp_path / "c.db")
     engine = create_engine(url)
-    await upgrade(engine)
-    async with Sandbox.start(state_dir=tmp_path / "github") as sandbox:
+    async with Sandbox.start(private_key=app_key(), state_dir=tmp_path / "github") as sandbox:
         await sandbox.create_repo(REPO, files={"a.py": "1\n"}, collaborators={"octocat": "admin"})
         sha = await sandbox.as_user("octocat").push_commit(REPO, "agent/1", {"a.py": "2\n"})
         pull = await sandbox.as_user("octocat").open_pull(REPO, "agent/1", "main", "T")
@@ -64,24 +63,15 @@ async def place(tmp_path: Path, clean_redis: str) -> AsyncIterator[Place]:
         store, audit = Store(engine), Audit(engine, Redactor([]))
         approvals = ApprovalStore(engine, audit)
         now = datetime.now(UTC)
-        job = Job(
-            id="j1",
+        job = asked_job(
+            by=Actor(login="octocat", id=sandbox.world.users["octocat"].id, type="User"),
+            event="issue_comment.created",
             repo=repo,
             number=pull["number"],
             target=TargetKind.pull_request,
-            trigger=Trigger(
-                delivery_id="d1",
-                event="issue_comment.created",
-                actor=Actor(login="octocat", id=sandbox.world.users["octocat"].id, type="User"),
-            ),
             agent="claude",
-            model=None,
-            instructions="",
-            title="T",
-            body="",
             timeout=600,
             state=JobState.paused,
-            created_at=now,
             pull_number=pull["number"],
             question="May I reach example.com?",
         )
