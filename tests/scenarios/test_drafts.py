@@ -86,7 +86,10 @@ async def test_a_text_that_people_changed_stays_theirs(tmp_path: Path) -> None:
     async with world(tmp_path) as box:
         _, number = await planned(box)
         mine = f"{pull(box)['body']}\n\nRead this first."
+        # whoever hears of it shows the question once more, and counts no review of the very same second
+        url, box.github.webhook_url = box.github.webhook_url, None
         await box.github.as_user("octocat").edit_issue(REPO, number, body=mine)
+        box.github.webhook_url = url
         await box.github.as_user("octocat").review(REPO, number, "APPROVE", f"Go.\n{FIVE}")
         assert (await box.ended(number, nth=1)).state is JobState.succeeded
         assert pull(box)["body"].replace("\r\n", "\n") == mine
