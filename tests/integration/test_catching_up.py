@@ -280,6 +280,29 @@ async def test_what_the_inbox_knows_is_not_read(town: Town, state: State) -> Non
     assert await bot.inbox.state(guid) is state
 
 
+async def test_what_was_given_up_is_tried_again_after_an_hour_until_it_is_as_old_as_the_log(
+    town: Town,
+) -> None:
+    """Also by a server that was started since, and by none while GitHub is away."""
+    start = town.clock.now
+    bot = await town.bot()
+    await bot.inbox.put(Delivery.of("given-up", "issues", {"action": "labeled"}, b'{"action":"labeled"}'))
+    for hours, away, taken in (
+        (0.9, False, 0),
+        (1.1, True, 0),
+        (1.2, False, 1),
+        (71, False, 1),
+        (73, False, 0),
+    ):
+        await bot.inbox.failed("given-up", "GitHub is away")
+        town.clock.now = start + timedelta(hours=hours)
+        bot = await town.bot()
+        if away:
+            town.github.faults.add(Fault(method="GET", path="/app/hook/deliveries", status=503, times=2))
+        assert await bot.all() == ["given-up"] * taken
+        assert (await bot.inbox.get("given-up") is not None) is bool(taken)
+
+
 @pytest.mark.parametrize("fault", [Fault(status=404, times=None), Fault(status=500, times=None)])
 async def test_what_cannot_be_read_is_asked_for_again(town: Town, fault: Fault) -> None:
     await labelled_issue(town)
