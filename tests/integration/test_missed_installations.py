@@ -241,6 +241,7 @@ async def test_one_that_came_while_the_list_was_read_is_not_taken_for_removed(bo
             github=github,
             states=states,
             setup=setup,
+            backlog=SetupBacklog(Cursors(box.conductor.store.engine), box.conductor.store.locks),
             create_labels=False,
             welcome_issue=False,
         )
