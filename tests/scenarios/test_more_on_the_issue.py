@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bot.model import FailureKind, Job, JobKind, JobState, Phase, TargetKind
+from bot.model import Job, JobKind, JobState, TargetKind
 from tests.scenarios.world import REPO, World, world
 
 STEPS = "```sh\nseq 3 > numbers.txt\n```"
@@ -66,31 +66,6 @@ async def test_two_at_once_a_redelivery_and_the_commands_of_the_issue(tmp_path: 
         await box.dealt_with()
         again = (await jobs_in(box, number))[-1]
         assert (again.retry_of, again.asked_in) == (jobs[-1].id, issue)
-
-
-@pytest.mark.parametrize("at_work", [False, True])
-async def test_what_is_merged_meanwhile_gets_nothing_pushed_to_its_branch(
-    at_work: bool, tmp_path: Path
-) -> None:
-    async with world(tmp_path, close_issues=False) as box:
-        issue, number = await worked_on(box)
-        maria = box.github.as_user("maria")
-        await maria.comment(REPO, issue, f"/agent more\n{MORE.replace('seq', 'sleep 2; seq')}")
-        await box.dealt_with()
-        if at_work:
-            await box.start_worker()
-            async with asyncio.timeout(60):
-                while (await box.job(number, nth=1)).phase is not Phase.agent:
-                    await asyncio.sleep(0.05)
-        await maria.merge(REPO, number)
-        before = box.github.pulls(REPO)[0]["head"]
-        if not at_work:
-            await box.start_worker()
-        job = await box.ended(number, nth=1)
-        phase = Phase.publish if at_work else Phase.workspace
-        assert (job.state, job.failure, job.phase) == (JobState.failed, FailureKind.conflict, phase)
-        assert job.message.startswith("The pull request was merged meanwhile.")
-        assert (await box.github.branches(REPO))[before["ref"]] == before["sha"]
 
 
 async def test_the_rules_of_the_issue_hold(tmp_path: Path) -> None:
