@@ -148,9 +148,12 @@ async def nobody_waits(redis_url: str) -> AsyncIterator[None]:
     question with an error, and the worker begins another one only when it is not to stop.
     """
 
+    over = asyncio.Event()
+
     async def wake() -> None:
         async with Redis.from_url(redis_url) as client:
-            while True:
+            # asked, not cancelled: up to Python 3.11 asyncio.wait_for, which redis sends with, may lose a cancellation
+            while not over.is_set():
                 for waiting in [one["id"] for one in await client.client_list() if "b" in one["flags"]]:
                     await client.client_unblock(waiting, error=True)
                 await asyncio.sleep(LOOK_INTERVAL)
@@ -159,7 +162,7 @@ async def nobody_waits(redis_url: str) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        waking.cancel()
+        over.set()
         await asyncio.gather(waking, return_exceptions=True)
 
 
