@@ -299,7 +299,7 @@ async def test_27_what_an_agent_leaves_running_ends_and_nothing_of_its_files_sta
             "ls .git/hooks > hooks.txt 2>&1 || true"
         )
         await maria.comment(REPO, number, f"/agent run --agent shell look\n```sh\n{look}\n```")
-        job = await box.ended(number, nth=1)
+        job = await box.ended(int(box.github.pulls(REPO)[0]["number"]), nth=1)  # it goes on in there
         assert job.state is JobState.succeeded, job.message
         for file, trace in (("home.txt", "bin"), ("config.txt", "hookspath"), ("hooks.txt", "pre-push\n")):
             assert trace not in (await box.github.file(REPO, job.branch or "", file) or "")
