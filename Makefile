@@ -5,8 +5,8 @@ SHELL := /bin/bash
 AGENT ?= shell
 RUNNER ?= auto
 PYTEST ?=
-# Tests wait more than they compute: two processes need hardly more than half the time, also on two cores.
-PROCESSES ?= 2
+# Tests wait more than they compute: three processes need three quarters of the time of two, also on two cores.
+PROCESSES ?= 3
 ROUNDS ?= 50
 SEED ?=
 BIN := .venv/bin
