@@ -24,7 +24,7 @@ from runners.supervisor import Slots, Supervisor
 log = structlog.get_logger(__name__)
 
 WORKER_TTL = 60  # seconds without a heartbeat after which RQ forgets a worker
-LOOK_INTERVAL = 2  # seconds between looks at a request to stop
+LOOK_INTERVAL = 1  # seconds between looks at a request to stop; RQ wants whole ones
 JOIN_TIMEOUT = 10.0  # seconds
 CLAIM_TIMEOUT = 50.0  # seconds; less than the RQ job's own limit
 RECONNECT_DELAYS = (0.5, 1.0, 2.0, 5.0)  # seconds, the last one again and again

@@ -25,7 +25,7 @@ from bot.sandbox.sandbox import Sandbox
 from bot.store import Store
 from tests.llm import ScriptedLlm
 from tests.made_once import app_key, migrated
-from tests.scenarios.world import CANARIES, World, nobody_waits, settings_for
+from tests.scenarios.world import CANARIES, World, settings_for
 
 START_TIMEOUT = 30.0  # seconds
 
@@ -74,8 +74,7 @@ class Processes:
 
     async def stop_all(self) -> None:
         """End what runs, Redis last."""
-        async with nobody_waits(self.settings.redis_url):
-            await asyncio.gather(self.stop("worker"), self.stop("serve"))
+        await asyncio.gather(self.stop("worker"), self.stop("serve"))
         await self.stop("redis")
 
     def log(self, role: str) -> str:

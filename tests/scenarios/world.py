@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
 from sqlalchemy import func, select, update
 
 from bot.audit import Audit
@@ -55,8 +54,7 @@ class World:
 
     async def stop_worker(self) -> None:
         """End the worker as SIGTERM does: what runs goes on without it."""
-        async with nobody_waits(self.settings.redis_url):
-            await self.workers.aclose()
+        await self.workers.aclose()
 
     async def start_worker(self, **changes: Any) -> None:
         """Start a worker, with some settings ``changes``: another ``host_name`` and ``data_dir`` is another host."""
@@ -138,32 +136,6 @@ class World:
     async def new_branches(self) -> list[str]:
         """Branches that the bot made."""
         return [name for name in await self.github.branches(REPO) if name.startswith("agent/")]
-
-
-@contextlib.asynccontextmanager
-async def nobody_waits(redis_url: str) -> AsyncIterator[None]:
-    """Nobody waits for work in Redis while the block runs.
-
-    A worker that is to stop looks for that every two seconds only, when it asks Redis anew. Here Redis ends its
-    question with an error, and the worker begins another one only when it is not to stop.
-    """
-
-    over = asyncio.Event()
-
-    async def wake() -> None:
-        async with Redis.from_url(redis_url) as client:
-            # asked, not cancelled: up to Python 3.11 asyncio.wait_for, which redis sends with, may lose a cancellation
-            while not over.is_set():
-                for waiting in [one["id"] for one in await client.client_list() if "b" in one["flags"]]:
-                    await client.client_unblock(waiting, error=True)
-                await asyncio.sleep(LOOK_INTERVAL)
-
-    waking = asyncio.create_task(wake())
-    try:
-        yield
-    finally:
-        over.set()
-        await asyncio.gather(waking, return_exceptions=True)
 
 
 def settings_for(
